@@ -1,0 +1,136 @@
+"""Batch: one call of a model, whatever shape its inputs have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of one forward call, and what the right answer is.
+
+    Attributes:
+        args: Positional arguments; tensors have the samples along axis 0.
+        kwargs: Keyword arguments.
+        target: Labels ``[batch]`` or ``[batch, sequence]``, or None.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    target: Any = None
+
+    def __len__(self) -> int:
+        """Number of samples: the first axis of the first tensor, or 1."""
+        for leaf in leaves((self.args, self.kwargs)):
+            return int(leaf.shape[0]) if leaf.ndim else 1
+        return 1
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with ``change`` applied to every input tensor; the target stays."""
+        return Batch(_map(self.args, change), _map(dict(self.kwargs), change), self.target)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """The batch on a device; floating-point inputs (never token ids) also become ``dtype``."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            wanted = dtype if tensor.is_floating_point() else None
+            return tensor.to(device=device, dtype=wanted)
+
+        return self.map(move)
+
+    def first(self) -> Batch:
+        """The first sample alone, where all inputs agree on the number of samples."""
+        sizes = {leaf.shape[0] for leaf in leaves((self.args, self.kwargs)) if leaf.ndim}
+        return (
+            self.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
+            if len(sizes) == 1
+            else self
+        )
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Call the model with this batch."""
+        return model(*self.args, **self.kwargs)
+
+
+def as_batch(item: Any) -> Batch:
+    """Read what a data loader yields.
+
+    A tensor is the only argument; a mapping holds keyword arguments; a pair is (inputs, target)
+    where the inputs are again a tensor, a mapping or a tuple of arguments. For anything else
+    build a :class:`Batch`.
+
+    Raises:
+        TypeError: The item is none of these.
+    """
+    import torch
+
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, torch.Tensor):
+        return Batch((item,))
+    if isinstance(item, Mapping):
+        return Batch((), dict(item))
+    if isinstance(item, tuple | list) and len(item) == 2:
+        inputs, target = item
+        if isinstance(inputs, tuple | list):
+            return Batch(tuple(inputs), {}, target)
+        read = as_batch(inputs)
+        return Batch(read.args, read.kwargs, target)
+    raise TypeError(
+        f"cannot read a batch from {type(item).__name__}: yield a tensor, a dict of keyword "
+        "arguments, a pair (inputs, target), or a quark_core.Batch"
+    )
+
+
+def as_batches(items: Iterable[Any]) -> Iterator[Batch]:
+    """Read each item of a data loader with :func:`as_batch`."""
+    return map(as_batch, items)
+
+
+def leaves(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors within nested tuples, lists and mappings, in order."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from leaves(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from leaves(part)
+
+
+def main_output(output: Any) -> torch.Tensor:
+    """The tensor that metrics look at: the output itself, its ``logits``, or its first tensor.
+
+    Raises:
+        TypeError: There is no tensor in the output.
+    """
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), torch.Tensor):
+        logits: torch.Tensor = output["logits"]
+        return logits
+    for leaf in leaves(output):
+        return leaf
+    raise TypeError(f"the model returned {type(output).__name__} without any tensor in it")
+
+
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map(part, change) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map(part, change) for part in value)
+    return value
