@@ -1,0 +1,1 @@
+"""Worked examples: real models, their data and the recipes that quantize them."""

@@ -1,0 +1,1 @@
+"""Public-domain text for the language-model examples."""

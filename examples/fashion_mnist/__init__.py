@@ -1,0 +1,1 @@
+"""A small residual CNN trained on Fashion-MNIST."""
