@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quark_core.registry.specs import (
         API_VERSION,
         Capabilities,
+        Diagnostic,
         ExporterSpec,
         MetricSpec,
         QuantizerSpec,
@@ -45,6 +46,7 @@ _HOMES = {
     "registry.specs": (
         "API_VERSION",
         "Capabilities",
+        "Diagnostic",
         "ExporterSpec",
         "MetricSpec",
         "QuantizerSpec",
@@ -61,6 +63,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "Capabilities",
+    "Diagnostic",
     "Encoding",
     "ExporterSpec",
     "Granularity",

@@ -24,6 +24,7 @@ from quark_core.errors import (
 from quark_core.registry import builtin, discovery, loading
 from quark_core.registry.discovery import PluginRecord, State
 from quark_core.registry.requirements import missing
+from quark_core.registry.specs import Diagnostic
 
 if TYPE_CHECKING:
     from quark_core.config import QuantizationConfig
@@ -198,6 +199,19 @@ class Registry:
                 name = implementation.plugin_name
                 warnings.append(f"{name}: {event} raised {type(error).__name__}: {error}")
         return warnings
+
+    def diagnostics(self) -> list[tuple[str, Diagnostic]]:
+        """What each plugin says of itself to ``quark doctor``, by plugin."""
+        self.load_all()
+        found = []
+        for implementation in self._manager.hook.quark_diagnostics.get_hookimpls():
+            name = str(implementation.plugin_name)
+            try:
+                found += [(name, diagnostic) for diagnostic in implementation.function()]
+            except Exception as error:  # noqa: BLE001 (the other plugins still report)
+                what = f"raised {type(error).__name__}: {error}"
+                found.append((name, Diagnostic("diagnostics", what, ok=False)))
+        return found
 
     # Inside.
 

@@ -3,8 +3,9 @@
 A plugin is a module named by an entry point of group ``quark_core``; its functions carry
 :data:`hookimpl`. The first five hooks are called once, when the plugin is loaded, and return
 light facts; they must import neither torch nor the wrapped library. What raises in them marks
-the plugin as failed and leaves the others alone. The events are called while a run goes on; an
-exception in one is reported as a warning and never stops the run.
+the plugin as failed and leaves the others alone. ``quark doctor`` alone asks for diagnostics.
+The events are called while a run goes on; an exception in one is reported as a warning and never
+stops the run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ import pluggy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quark_core.registry.specs import ExporterSpec, MetricSpec, QuantizerSpec, SourceSpec
+    from quark_core.registry.specs import (
+        Diagnostic,
+        ExporterSpec,
+        MetricSpec,
+        QuantizerSpec,
+        SourceSpec,
+    )
 
 GROUP = "quark_core"
 """Entry-point group that plugins register in."""
@@ -48,6 +55,11 @@ def quark_data_sources() -> list[SourceSpec]:  # type: ignore[empty-body]
 @hookspec
 def quark_metrics() -> list[MetricSpec]:  # type: ignore[empty-body]
     """The metrics this plugin brings."""
+
+
+@hookspec
+def quark_diagnostics() -> list[Diagnostic]:  # type: ignore[empty-body]
+    """What ``quark doctor`` shall say of this plugin; called for nothing else, may be slow."""
 
 
 @hookspec

@@ -118,3 +118,20 @@ class ExporterSpec:
     suffix: str = ""
     api_version: int = API_VERSION
     requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One line of ``quark doctor``.
+
+    Attributes:
+        name: What is reported, such as ``kernels on cpu``.
+        value: What was found.
+        ok: Whether that is as it should be.
+        fix: What to do if not.
+    """
+
+    name: str
+    value: str
+    ok: bool = True
+    fix: str = ""
