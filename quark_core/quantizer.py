@@ -16,13 +16,11 @@ from quark_core.config import QuantizationConfig
 from quark_core.errors import DataError, QuantizationError
 from quark_core.plan import Plan
 from quark_core.quantized import QuantizedModel
-from quark_core.registry.specs import Capabilities
 
 if TYPE_CHECKING:
     import torch
 
 ConfigT = TypeVar("ConfigT", bound=QuantizationConfig)
-__all__ = ["Capabilities", "ModelQuantizer", "Progress"]
 
 
 class Progress(Protocol):

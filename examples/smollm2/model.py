@@ -160,6 +160,14 @@ def calibration(
 
 def evaluation(
     *, windows: int = 32, seq: int = 256, batch: int = 4, text: str | Path = TEXT / "evaluation.txt"
-) -> list[dict[str, Tensor]]:
-    """Returns batches {"input_ids": int64 [batch, seq]} of the evaluation text."""
-    return token_windows(Path(text), windows, seq, batch)
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Returns pairs of inputs and next tokens from the evaluation text.
+
+    Returns:
+        For each batch ({"input_ids": int64 [batch, seq]}, int64 [batch, seq]); the second holds
+        the token that follows each one, and -100 where the window ends.
+    """
+    return [
+        (inputs, torch.nn.functional.pad(inputs["input_ids"][:, 1:], (0, 1), value=-100))
+        for inputs in token_windows(Path(text), windows, seq, batch)
+    ]

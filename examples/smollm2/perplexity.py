@@ -18,12 +18,13 @@ from examples.smollm2.model import evaluation, load
 def perplexity(model: nn.Module, windows: int, seq: int) -> float:
     """Returns exp of the mean loss over every next token within each window."""
     total, count = 0.0, 0
-    for batch in evaluation(windows=windows, seq=seq):
-        ids = batch["input_ids"]  # [batch, seq]
-        logits = model(**batch).logits[:, :-1]  # [batch, seq - 1, vocabulary]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        total += loss.item() * ids[:, 1:].numel()
-        count += ids[:, 1:].numel()
+    for inputs, following in evaluation(windows=windows, seq=seq):
+        logits = model(**inputs).logits  # [batch, seq, vocabulary]
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), following.flatten(), ignore_index=-100, reduction="sum"
+        )
+        total += loss.item()
+        count += int((following != -100).sum())
     return math.exp(total / count)
 
 
