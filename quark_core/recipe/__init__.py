@@ -1,0 +1,1 @@
+"""Recipes: what a run shall do, read, checked and carried out."""
