@@ -26,9 +26,13 @@ class Batch:
 
     def __len__(self) -> int:
         """Number of samples: the first axis of the first tensor, or 1."""
-        for leaf in leaves((self.args, self.kwargs)):
+        for leaf in self.tensors():
             return int(leaf.shape[0]) if leaf.ndim else 1
         return 1
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The input tensors, in order."""
+        return leaves((self.args, self.kwargs))
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The batch with ``change`` applied to every input tensor; the target stays."""
@@ -45,7 +49,7 @@ class Batch:
 
     def first(self) -> Batch:
         """The first sample alone, where all inputs agree on the number of samples."""
-        sizes = {leaf.shape[0] for leaf in leaves((self.args, self.kwargs)) if leaf.ndim}
+        sizes = {leaf.shape[0] for leaf in self.tensors() if leaf.ndim}
         return (
             self.map(lambda tensor: tensor[:1] if tensor.ndim else tensor)
             if len(sizes) == 1

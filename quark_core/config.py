@@ -103,11 +103,23 @@ class QuantizationConfig(FrozenModel):
         except ValueError as error:
             problems.append(_detail(place, str(error), spec))
             return spec
+        found = None
         if cls.supports is not None:
             found = misfit(resolved, role, cls.supports, str(backend or "this backend"))
-            if found is not None:
-                problems.append(_detail((*place, found[0]), found[1], spec))
+        if found is None and (reason := cls.refuses(resolved, role)) is not None:
+            found = "format", reason
+        if found is not None:
+            problems.append(_detail((*place, found[0]), found[1], spec))
         return resolved
+
+    @classmethod
+    def refuses(cls, spec: TensorSpec, role: Role) -> str | None:
+        """Why a resolved spec cannot be done although its row of ``supports`` fits, or None.
+
+        A backend overrides it for limits that a table of names cannot say, such as those on the
+        parameters of ``fp[s|e|m]``.
+        """
+        return None
 
 
 def _specs(holder: QuantizationConfig | LayerRule) -> Iterator[tuple[Role, TensorSpec]]:

@@ -82,6 +82,7 @@ class QuantizedModel(ABC):
         self.float_tensors: Mapping[str, tuple[tuple[int, ...], int]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the quantized module."""
         return self.module(*args, **kwargs)
 
     @abstractmethod

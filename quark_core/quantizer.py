@@ -161,6 +161,17 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
             _checks.sound(quantized, example, expected, self.config.name)
         return quantized
 
+    def restore(self, model: torch.nn.Module, directory: Path) -> QuantizedModel:
+        """Load what a quantized model saved, for the same float model, which stays untouched.
+
+        Raises:
+            QuantizationError: The backend cannot load, or the files do not fit the model.
+        """
+        with _inference(model, self.config.seed):
+            loaded = self.load(copy.deepcopy(model), directory)
+        loaded.float_tensors = _checks.tensor_table(model)
+        return loaded
+
     def _run_passes(
         self,
         prepared: Any,

@@ -52,7 +52,8 @@ class Granularity:
         size: Elements of a group.
         shape: Sides of a tile.
         axis: The axis meant. None stands for the layer's own: a weight's output channels for
-            ``channel``, its input channels for ``group``; the last one for other tensors.
+            ``channel``, its input channels for ``group``; the channels of an input or output
+            (axis 1 of a batch of images or signals before a convolution, else the last).
     """
 
     kind: Literal["tensor", "token", "channel", "group", "block"]

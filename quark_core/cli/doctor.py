@@ -33,9 +33,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         if record.error:
             rows.append(_row(record.qualified, str(record.state), record.error, False, record.fix))
     for plugin, diagnostic in found.diagnostics():
-        rows.append(
-            _row(plugin, diagnostic.name, diagnostic.value, diagnostic.ok, diagnostic.fix)
-        )
+        rows.append(_row(plugin, diagnostic.name, diagnostic.value, diagnostic.ok, diagnostic.fix))
     if as_json:
         echo_json({"checks": rows})
     else:

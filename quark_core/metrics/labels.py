@@ -121,5 +121,3 @@ class PythonMetric(Metric):
     def compute(self) -> float:
         """The mean over samples."""
         return mean(self._total, self._count, self._name)
-
-

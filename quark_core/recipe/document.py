@@ -114,9 +114,7 @@ def _yaml(text: str, file: Path) -> tuple[Any, dict[str, int]]:
         raise _refusal(file, None, "is nested too deeply, or refers to itself") from None
 
 
-def _build(
-    node: yaml.Node, path: str, lines: dict[str, int], budget: list[int], file: Path
-) -> Any:
+def _build(node: yaml.Node, path: str, lines: dict[str, int], budget: list[int], file: Path) -> Any:
     """Data from a YAML node; each visit costs from the budget, so aliases cannot multiply."""
     budget[0] -= 1
     line = node.start_mark.line + 1

@@ -20,7 +20,7 @@ from quark_core.errors import (
 )
 from quark_core.recipe import overrides as overriding
 from quark_core.recipe.document import Document, read
-from quark_core.recipe.schema import Evaluate, MetricItem, Recipe, Source
+from quark_core.recipe.schema import MetricItem, Recipe, Source
 from quark_core.registry import Entry, Kind, registry
 from quark_core.sources.context import Context
 from quark_core.sources.options import SourceOptions
@@ -301,7 +301,9 @@ class _Checker:
         self._place(path, message)
 
     def _place(self, path: str, message: str) -> None:
-        if any(path == given or path.startswith((f"{given}.", f"{given}[")) for given in self.given):
+        if any(
+            path == given or path.startswith((f"{given}.", f"{given}[")) for given in self.given
+        ):
             self.problems.append(Problem(path, message, "--set"))
             return
         file = self.document.file
@@ -326,5 +328,3 @@ def build_metric(entry: Entry, item: MetricItem, context: Context) -> Any:
     if getattr(metric_class, "takes_context", False):
         options = {**options, "context": context}
     return metric_class(**options)
-
-

@@ -41,7 +41,7 @@ def apply(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any
         path, equals, text = argument.partition("=")
         try:
             if not equals:
-                raise ValueError("has no '=': write --set PATH=VALUE")  # noqa: TRY301
+                raise ValueError("has no '=': write --set PATH=VALUE")
             _put(result, split_path(path.strip()), _value(text))
             paths.add(path.strip())
         except ValueError as error:

@@ -65,7 +65,7 @@ class Gate(FrozenModel):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
-            raise ValueError(f'a gate is text such as ">= 0.89", not {value!r}')  # noqa: TRY004
+            raise ValueError(f'a gate is text such as ">= 0.89", not {value!r}')
         match = _GATE.fullmatch(value.strip())
         if match is None:
             raise ValueError(f"{value!r} is no gate: write >=, <=, > or < and a number")

@@ -44,9 +44,7 @@ DATA_SOURCES = [
         "a Python callable that returns batches",
         runs_code=True,
     ),
-    SourceSpec(
-        "npz", f"{_OPTIONS}:ArrayOptions", f"{_DATA}:from_npz", "arrays of a numpy archive"
-    ),
+    SourceSpec("npz", f"{_OPTIONS}:ArrayOptions", f"{_DATA}:from_npz", "arrays of a numpy archive"),
     SourceSpec(
         "safetensors",
         f"{_OPTIONS}:ArrayOptions",

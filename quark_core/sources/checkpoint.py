@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -102,5 +101,3 @@ def _global_asked_for(message: str) -> str | None:
     """The function a pickle wants to call, as torch names it."""
     _, found, rest = message.partition("GLOBAL ")
     return f"it names {rest.split()[0]}" if found else None
-
-

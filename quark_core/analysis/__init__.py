@@ -1,0 +1,1 @@
+"""What is done with several quantized models; written against the interfaces alone."""

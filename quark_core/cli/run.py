@@ -1,0 +1,60 @@
+"""``quark run``: carry a recipe out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quark_core.cli.output import (
+    draw,
+    echo_json,
+    json_option,
+    no_code_option,
+    recipe_argument,
+    set_option,
+)
+
+
+@click.command("run")
+@recipe_argument
+@set_option
+@click.option("--quantizer", help="Use this backend in place of the recipe's.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The run folder; by default one in the recipe's output folder.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a run of another recipe in --folder.")
+@no_code_option
+@json_option
+def command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    quantizer: str | None,
+    folder: Path | None,
+    overwrite: bool,
+    no_code: bool,
+    as_json: bool,
+) -> None:
+    """Quantize a model as RECIPE says, evaluate it and write the results.
+
+    Each finished stage is kept: after a crash or Ctrl-C the same command goes on where it
+    stopped, and ends with the same results.
+    """
+    from quark_core.cli.progress import reporter
+    from quark_core.recipe.load import load_recipe
+    from quark_core.recipe.run import run_recipe
+
+    loaded = load_recipe(recipe, overrides=overrides, quantizer=quantizer, allow_code=not no_code)
+    with reporter() as report:
+        result = run_recipe(loaded, folder=folder, overwrite=overwrite, reporter=report)
+    if as_json:
+        echo_json({"folder": str(result.folder), "reused": list(result.reused), **result.metrics})
+    else:
+        from quark_core.report.record import load_records
+        from quark_core.report.tables import comparison_table
+
+        draw(comparison_table(load_records(result.folder)))
+        click.echo(f"report: {result.folder / 'report.html'}")
+    result.require_gates()
