@@ -15,6 +15,7 @@ from quark_core.recipe.load import LoadedRecipe
 from quark_core.recipe.run import folder_for, run_recipe
 
 _SHARED = ("model", "data", "evaluate", "device")
+_PATHS = ("factory", "checkpoint", "path")
 
 
 def compare(
@@ -99,9 +100,7 @@ def _absolute(section: dict[str, Any] | None, folder: Path) -> dict[str, Any] | 
     if section is None:
         return None
     return {
-        key: str((folder / value).resolve())
-        if isinstance(value, str) and key != "source"
-        else value
+        key: str((folder / value).resolve()) if key in _PATHS and isinstance(value, str) else value
         for key, value in section.items()
     }
 
@@ -157,12 +156,13 @@ def _row(loaded: LoadedRecipe, root: Path, error: str | None) -> dict[str, Any]:
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     done = [row for row in rows if row["error"] is None]
-    shared: dict[str, Any] = {"hashes": {}, "float": {}, "float_bytes": None}
-    for key in shared:
+    shared: dict[str, Any] = {}
+    empties: dict[str, Any] = {"hashes": {}, "float": {}, "float_bytes": None}
+    for key, empty in empties.items():
         values = [row[key] for row in done]
         for row, value in zip(done, values, strict=True):
             if value != values[0]:
                 row["error"] = f"its {key} differ from those of {done[0]['name']}"
-        shared[key] = values[0] if values else shared[key]
+        shared[key] = values[0] if values else empty
     runs = [{key: value for key, value in row.items() if key not in shared} for row in rows]
     return {"schema": 1, **shared, "runs": runs}

@@ -93,6 +93,6 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone, as with `quark list | head -1`.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return ExitCode.DONE
     return int(status) if isinstance(status, int) else ExitCode.DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -120,8 +120,9 @@ def _batches(data: Iterable[Any], limit: int | None) -> Iterator[Batch]:
 
 
 def _length(data: Iterable[Any], limit: int | None) -> int | None:
-    length = len(data) if hasattr(data, "__len__") else None
-    return length if limit is None or length is None else min(length, limit)
+    if not isinstance(data, Sized):
+        return limit
+    return len(data) if limit is None else min(len(data), limit)
 
 
 def _output(model: Any, batch: Batch, task: str, index: int) -> torch.Tensor:

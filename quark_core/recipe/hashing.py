@@ -60,7 +60,7 @@ def of_batches(items: Iterable[Any], limit: int | None = None) -> str:
 
 @lru_cache(maxsize=64)
 def of_package(name: str) -> str:
-    """Hash of an installed package's Python files, so that edited code counts as another version."""
+    """Hash of a package's Python files, so that edited code counts as another version."""
     spec = find_spec(name)
     if spec is None:
         return ""
@@ -85,4 +85,4 @@ def _add(hasher: hashlib.blake2b, tensor: torch.Tensor) -> None:
 
     hasher.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    hasher.update(memoryview(data.numpy()))
+    hasher.update(data.numpy().data)

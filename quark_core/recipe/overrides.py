@@ -72,10 +72,10 @@ def _put(data: Any, steps: list[str | int], value: Any) -> None:
         elif not isinstance(here, dict):
             raise ValueError(f"{step!r} needs a mapping before it, found {type(here).__name__}")
         if last:
-            here[step] = value  # type: ignore[index]
+            here[step] = value
             return
         known = here[step] if isinstance(step, int) else here.get(step)
         if known is None:
             known = [] if isinstance(steps[position + 1], int) else {}
-            here[step] = known  # type: ignore[index]
+            here[step] = known
         here = known

@@ -207,7 +207,8 @@ class Registry:
         for implementation in self._manager.hook.quark_diagnostics.get_hookimpls():
             name = str(implementation.plugin_name)
             try:
-                found += [(name, diagnostic) for diagnostic in implementation.function()]
+                said: Any = implementation.function()
+                found += [(name, diagnostic) for diagnostic in said]
             except Exception as error:  # noqa: BLE001 (the other plugins still report)
                 what = f"raised {type(error).__name__}: {error}"
                 found.append((name, Diagnostic("diagnostics", what, ok=False)))

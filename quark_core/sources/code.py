@@ -104,7 +104,7 @@ def _import_error(what: str, error: Exception, where: str) -> DataError:
         f"importing {what} raised {type(error).__name__}",
         where=where,
         cause=str(error) or None,
-        fix="Write file.py:callable relative to the recipe, or an installed package.module:callable",
+        fix="Write file.py:callable relative to the recipe, or package.module:callable",
     )
 
 

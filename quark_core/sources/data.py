@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Batches(Sequence[Batch]):
         self._samples, self._size, self._cut = samples, batch_size, cut
 
     def __len__(self) -> int:
-        return -(-self._samples // self._size)
+        return math.ceil(self._samples / self._size)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
