@@ -99,22 +99,21 @@ class QuantizedModel(ABC):
         except AttributeError:
             return None
 
+    def counterpart(self, name: str) -> str | None:
+        """The float model's module whose output the quantized layer ``name`` stands for.
+
+        The layer of the same name, unless the backend folded what follows into it: then the
+        last module folded. None where no module of the float model computes the same.
+        """
+        return name
+
     def storage(self) -> dict[str, int]:
         """Packed bytes of each stored tensor, scales and zero points included.
 
         Weights and biases with an encoding count at their format's bits, all others as in the
         float model. A backend that folds or splits tensors overrides this.
         """
-        encodings = {encoding.tensor: encoding for encoding in self.encodings()}
-        sizes = {}
-        for name, (shape, itemsize) in self.float_tensors.items():
-            encoding = encodings.pop(name, None)
-            sizes[name] = (
-                _elements(shape) * itemsize if encoding is None else _packed(encoding, shape)
-            )
-        for name, encoding in encodings.items():
-            sizes[name] = encoding.parameter_bytes()
-        return sizes
+        return packed_sizes(self.float_tensors, self.encodings())
 
     def size_bytes(self) -> int:
         """Bytes of the model when every tensor is stored packed in its format."""
@@ -150,6 +149,24 @@ class QuantizedModel(ABC):
         raise QuantizationError(
             f"{type(self).__name__} cannot switch layers", where=f"layer {layer!r}"
         )
+
+
+def packed_sizes(
+    tensors: Mapping[str, tuple[tuple[int, ...], int]], encodings: Sequence[Encoding]
+) -> dict[str, int]:
+    """Bytes of each stored tensor when those with an encoding are packed in its format.
+
+    Args:
+        tensors: Shape and bytes an element of each tensor, by name.
+        encodings: The encodings; one whose tensor is not stored (an activation) counts for its
+            scales and zero points.
+    """
+    left = {encoding.tensor: encoding for encoding in encodings}
+    sizes = {}
+    for name, (shape, itemsize) in tensors.items():
+        encoding = left.pop(name, None)
+        sizes[name] = _elements(shape) * itemsize if encoding is None else _packed(encoding, shape)
+    return sizes | {name: encoding.parameter_bytes() for name, encoding in left.items()}
 
 
 def _packed(encoding: Encoding, shape: tuple[int, ...]) -> int:

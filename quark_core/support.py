@@ -97,8 +97,23 @@ def misfit(
     )
     return field, (
         f"{backend} cannot do {field} {value} for {_a(role)} of format {spec.format}: "
-        f"accepted are {choices}" + (f" (also {others})" if others else "")
+        f"accepted are {choices}"
+        + (f" (also {others})" if others else "")
+        + _elsewhere(field, value, [row.misfits(spec) for row in fitting])
     )
+
+
+def _elsewhere(
+    field: str, value: str, rows: Iterable[list[tuple[str, str, tuple[Any, ...]]]]
+) -> str:
+    """What else would have to change for a row in which the value itself is accepted."""
+    fits = [wrong for wrong in rows if all(name != field for name, _, _ in wrong)]
+    needs = " and ".join(
+        f"{name} {' or '.join(_yaml(choice) for choice in choices)}"
+        for name, _, choices in min(fits, key=len, default=[])
+        if choices  # no choice: the field goes away by itself, as an observer does with dynamic
+    )
+    return f"; {field} {value} needs {needs}" if needs else ""
 
 
 def _unsupported_format(spec: TensorSpec, role: Role, rows: Iterable[Support], backend: str) -> str:

@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if not sys.warnoptions:
+        # Libraries warn their developers; users get our own sentences. `python -W` shows all.
+        import warnings
+
+        warnings.simplefilter("ignore")
     try:
         status = quark.main(args=arguments, prog_name="quark", standalone_mode=False)
     except click.exceptions.Exit as leave:

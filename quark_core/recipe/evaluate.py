@@ -85,7 +85,9 @@ class Evaluation:
         batch = _few(sample)
         names = [entry.name for entry in quantized.plan.entries]
         with inference(model, quantized.module):
-            truth = _listen({name: _submodule(model, name) for name in names}, model, batch)
+            counterparts = {name: quantized.counterpart(name) for name in names}
+            floats = {name: _submodule(model, other) for name, other in counterparts.items()}
+            truth = _listen(floats, model, batch)
             found = _listen(
                 {name: quantized.layer(name) for name in names}, quantized.module, batch
             )
@@ -153,7 +155,9 @@ def _few(batch: Batch) -> Batch:
     return batch.map(lambda tensor: tensor[:count] if tensor.ndim else tensor)
 
 
-def _submodule(model: torch.nn.Module, name: str) -> torch.nn.Module | None:
+def _submodule(model: torch.nn.Module, name: str | None) -> torch.nn.Module | None:
+    if name is None:
+        return None
     try:
         return model.get_submodule(name)
     except AttributeError:

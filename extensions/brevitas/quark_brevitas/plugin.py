@@ -1,0 +1,22 @@
+"""The entry point: light facts about quark-brevitas, without torch and without Brevitas."""
+
+from __future__ import annotations
+
+from quark_core.registry.hookspecs import hookimpl
+from quark_core.registry.specs import Capabilities, QuantizerSpec
+
+
+@hookimpl
+def quark_quantizers() -> list[QuantizerSpec]:
+    """The backend ``brevitas``."""
+    return [
+        QuantizerSpec(
+            name="brevitas",
+            config="quark_brevitas.config:BrevitasConfig",
+            quantizer="quark_brevitas.quantizer:BrevitasQuantizer",
+            summary="Brevitas post-training quantization: int2..int8, static, dynamic, weight-only",
+            capabilities=Capabilities(save_load=True, set_enabled=True),
+            requires=("brevitas>=0.13,<0.14", "torch>=2.6"),
+            tested=("brevitas==0.13.4", "torch==2.13.0"),
+        )
+    ]

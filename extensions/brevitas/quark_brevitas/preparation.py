@@ -1,0 +1,172 @@
+"""Rewriting a model with Brevitas: preprocessing, then quantized layers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from quark_brevitas.config import BrevitasConfig
+from quark_core.errors import QuantizationError
+from quark_core.plan import Plan
+
+OPS: dict[type, str] = {
+    nn.Linear: "linear",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+}
+"""Layers the backend quantizes; exactly these classes, as Brevitas replaces no subclass."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what Brevitas warns of on every use and no user can act on."""
+    with warnings.catch_warnings():
+        for module in (r"brevitas\..*", r"torch\..*"):
+            warnings.filterwarnings("ignore", module=module)
+        yield
+
+
+def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
+    """What in the configuration needs a traced graph, or an empty string."""
+    if config.backend == "fx":
+        return "backend: fx"
+    if config.equalize_iterations:
+        return f"equalize_iterations: {config.equalize_iterations}"
+    if config.merge_bn and has_batch_norm(model):
+        return "merge_bn: true"
+    return ""
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether there is any BatchNorm to fold."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def trace_problem(model: nn.Module) -> str:
+    """Why the model cannot be traced, or an empty string. The model stays as it is."""
+    from brevitas.fx import symbolic_trace
+
+    try:
+        with quiet():
+            symbolic_trace(copy.deepcopy(model))
+    except Exception as error:  # noqa: BLE001 (tracing runs the user's forward)
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return ""
+
+
+def folded_into(model: nn.Module) -> dict[str, str | None]:
+    """For each layer whose only user is a BatchNorm, that BatchNorm's name."""
+    from brevitas.fx import symbolic_trace
+
+    with quiet():
+        traced: Any = symbolic_trace(copy.deepcopy(model))
+    modules = dict(traced.named_modules())
+    found: dict[str, str | None] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or type(modules[node.target]) not in OPS:
+            continue
+        users = [user for user in node.users if user.op == "call_module"]
+        if len(node.users) == len(users) == 1 and has_batch_norm(modules[users[0].target]):
+            found[node.target] = users[0].target
+    return found
+
+
+def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:
+    """Trace the model, fold BatchNorm and equalize, as the configuration says."""
+    from brevitas.graph.quantize import preprocess_for_quantize
+
+    with quiet():
+        prepared: nn.Module = preprocess_for_quantize(
+            model, equalize_iters=config.equalize_iterations, merge_bn=config.merge_bn
+        )
+    return prepared
+
+
+def replace_layers(model: nn.Module, plan: Plan) -> nn.Module:
+    """Brevitas's layerwise rewriting, with each layer's own specs."""
+    from brevitas.graph.quantize import layerwise_quantize
+
+    layers = _layer_map(plan, with_inputs=True)
+    skipped = [
+        name
+        for name, module in model.named_modules()
+        if type(module) in OPS and not (name in plan and plan[name].quantized)
+    ]
+    with quiet():
+        rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=skipped)
+    return rewritten
+
+
+def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Module:
+    """Brevitas's fx rewriting: quantizers along the graph, weights by layer."""
+    import brevitas.nn as qnn
+    from brevitas.graph.quantize import quantize
+
+    from quark_brevitas.mapping import input_quantizer
+
+    settings = {"act_quant": input_quantizer(config.input), "return_quant_tensor": True}
+    symmetric = config.input is not None and config.input.symmetric
+    unsigned = {**settings, "signed": False} if symmetric else settings
+    activations = {
+        nn.ReLU: (qnn.QuantReLU, unsigned),
+        nn.ReLU6: (qnn.QuantReLU, unsigned),
+        nn.Sigmoid: (qnn.QuantSigmoid, unsigned),
+    }
+    identities = {
+        "signed": (qnn.QuantIdentity, settings),
+        "unsigned": (qnn.QuantIdentity, unsigned),
+    }
+    with quiet():
+        rewritten: nn.Module = quantize(
+            model,
+            compute_layer_map=_layer_map(plan, with_inputs=False),
+            quant_act_map=activations if config.input is not None else {},
+            quant_identity_map=identities if config.input is not None else {},
+        )
+    return rewritten
+
+
+def _layer_map(plan: Plan, *, with_inputs: bool) -> dict[type, tuple[type, dict[str, Any]]]:
+    import brevitas.nn as qnn
+
+    from quark_brevitas.mapping import bias_quantizer, input_quantizer, weight_quantizer
+
+    # Brevitas calls lambdas with the layer and its name, which is how each gets specs of its own.
+    settings: dict[str, Any] = {
+        "weight_quant": lambda _layer, name: weight_quantizer(plan[name].weight),
+        "bias_quant": lambda _layer, name: bias_quantizer(plan[name].bias),
+        "return_quant_tensor": False,
+    }
+    if with_inputs:
+        settings["input_quant"] = lambda _layer, name: input_quantizer(plan[name].input)
+    return {
+        nn.Linear: (qnn.QuantLinear, settings),
+        nn.Conv1d: (qnn.QuantConv1d, settings),
+        nn.Conv2d: (qnn.QuantConv2d, settings),
+        nn.ConvTranspose1d: (qnn.QuantConvTranspose1d, settings),
+        nn.ConvTranspose2d: (qnn.QuantConvTranspose2d, settings),
+    }
+
+
+def require_layers(model: nn.Module, plan: Plan) -> None:
+    """Check that every planned layer became one of Brevitas's.
+
+    Raises:
+        QuantizationError: Names the first that did not.
+    """
+    for entry in plan.quantized:
+        layer = model.get_submodule(entry.name)
+        if not hasattr(layer, "weight_quant"):
+            raise QuantizationError(
+                f"Brevitas left the layer as {type(layer).__name__}",
+                where=f"layer {entry.name!r}",
+                fix="Write backend: layerwise, or exclude the layer by a rule",
+            )
