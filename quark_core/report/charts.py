@@ -43,7 +43,9 @@ def size_plot(
                 '<text class="tick" x="{3}" y="{4}" text-anchor="end">{5}</text>'
             ).format(_LEFT, _WIDTH - _RIGHT, line, _LEFT - 8, line + 4, metric_text(metric, value))
         )
-    taken: list[tuple[float, float, float, float]] = []
+    # Labels keep clear of every mark, not only of one another.
+    marks = [(x(math.log(size)), y(value)) for _, size, value in everything]
+    taken = [(cx - 6, cy - 6, cx + 6, cy + 6) for cx, cy in marks]
     for name, size, value in sorted(everything, key=lambda point: point[1]):
         cx, cy = round(x(math.log(size)), 1), round(y(value), 1)
         label = f"{name} ({bytes_text(size)})"

@@ -59,6 +59,8 @@ _INPUTS: dict[tuple[bool, str], Quantizer] = {
     (True, "power_of_two"): Int8ActPerTensorFixedPoint,
     (False, "power_of_two"): ShiftedUint8ActPerTensorFixedPoint,
 }
+# Brevitas takes the ceil(q / 100 * n)-th smallest value, so that q = 0 would ask for the zeroth.
+_SMALLEST_PERCENTILE = 1e-9
 _BIASES: dict[str, Quantizer] = {"int16": Int16Bias, "int32": Int32Bias}
 
 
@@ -99,7 +101,7 @@ def input_quantizer(spec: TensorSpec | None) -> Quantizer | None:
     high = spec.observer.percentile if spec.observer.name == "percentile" else 100.0
     settings["high_percentile_q"] = high
     if not spec.symmetric:
-        settings["low_percentile_q"] = 100.0 - high
+        settings["low_percentile_q"] = max(100.0 - high, _SMALLEST_PERCENTILE)
     if spec.symmetric and not spec.number_format.signed:
         return Uint8ActPerTensorFloat.let(**settings)
     return _INPUTS[(bool(spec.symmetric), spec.scale)].let(**settings)

@@ -1,0 +1,206 @@
+"""A run leaves what it promises, does nothing twice, and says clearly what went wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quark_core.errors import (
+    AccuracyGateError,
+    DataError,
+    QuantizationError,
+    RunFolderError,
+    UnmatchedRuleError,
+)
+from quark_core.recipe.load import load_recipe
+from quark_core.recipe.run import folder_for, plan_recipe, run_recipe
+
+Write = Callable[..., Path]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_what_it_promises(recipe: Write, tmp_path: Path) -> None:
+    result = run_recipe(load_recipe(recipe()), root=tmp_path / "runs")
+    names = {path.name for path in result.folder.iterdir()}
+    assert {
+        "manifest.json",
+        "plan.json",
+        "encodings.json",
+        "metrics.json",
+        "report.html",
+        "quantized",
+        "export",
+    } <= names
+    manifest = _read(result.folder / "manifest.json")
+    assert manifest["status"] == "finished"
+    assert list(manifest["stages"]) == ["float", "plan", "quantize", "evaluate", "export", "report"]
+    assert all(stage["peak_memory_bytes"] > 10**7 for stage in manifest["stages"].values())
+    assert {"torch", "quark-core", "quark-native", "python"} <= set(manifest["versions"])
+    assert {"model", "code", "calibration", "evaluation"} == set(manifest["hashes"])
+    assert {path.name for path in (result.folder / "export").iterdir()} == {
+        "checkpoint",
+        "encodings.json",
+    }
+    metrics = _read(result.folder / "metrics.json")
+    assert 0 <= metrics["float"]["accuracy"] <= 1
+    assert metrics["quantized"]["sqnr"] > 30
+    assert [layer["name"] for layer in metrics["layers"]] == ["first", "last"]
+    assert metrics["size"]["quantized_bytes"] < metrics["size"]["float_bytes"]
+
+
+def test_encodings_hold_scale_and_zero_point(recipe: Write, tmp_path: Path) -> None:
+    result = run_recipe(load_recipe(recipe()), root=tmp_path)
+    rows = {row["tensor"]: row for row in _read(result.folder / "encodings.json")["encodings"]}
+    assert set(rows) == {"first.weight", "first.input", "last.weight", "last.input"}
+    assert len(rows["first.weight"]["scale"]) == 16
+    assert rows["first.input"]["zero_point"] != 0
+    assert rows["last.input"]["min"] <= 0
+
+
+def test_a_finished_run_is_not_done_again(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe())
+    first = run_recipe(loaded, root=tmp_path)
+    second = run_recipe(loaded, root=tmp_path)
+    assert first.reused == ()
+    assert set(second.reused) == {"float", "plan", "quantize", "evaluate", "export", "report"}
+    assert second.metrics == first.metrics
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [("metrics.json", "evaluate"), ("encodings.json", "quantize"), ("plan.json", "plan")],
+)
+def test_a_damaged_file_is_made_anew(recipe: Write, tmp_path: Path, file: str, again: str) -> None:
+    loaded = load_recipe(recipe())
+    first = run_recipe(loaded, root=tmp_path)
+    before = (first.folder / file).read_bytes()
+    (first.folder / file).write_text("{}")
+    second = run_recipe(loaded, root=tmp_path)
+    assert again not in second.reused
+    assert (first.folder / file).read_bytes() == before
+
+
+def test_unchanged_stages_are_taken_from_a_run_beside(recipe: Write, tmp_path: Path) -> None:
+    run_recipe(load_recipe(recipe()), root=tmp_path)
+    other = run_recipe(load_recipe(recipe(), overrides=["quantizer.weight=mxfp4"]), root=tmp_path)
+    assert other.reused == ("float",)
+
+
+def test_changed_weights_change_everything(recipe: Write, tmp_path: Path) -> None:
+    run_recipe(load_recipe(recipe()), root=tmp_path)
+    other = load_recipe(recipe({"model.kwargs": {"width": 24}}))
+    assert run_recipe(other, root=tmp_path).reused == ()
+
+
+def test_changed_code_counts(recipe: Write, project: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from quark_core.recipe.load import load_recipe;"
+        "from quark_core.recipe.run import run_recipe;"
+        f"print(run_recipe(load_recipe(Path({str(recipe())!r})), root=Path({str(tmp_path)!r})).reused)"
+    )
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    run()
+    assert run() != "()"
+    code = project / "model.py"
+    code.write_text(code.read_text() + "\n# another comment\n")
+    assert run() == "()"
+
+
+def test_missed_gate_comes_after_the_results(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe({"evaluate.require": {"sqnr": ">= 500"}}))
+    result = run_recipe(loaded, root=tmp_path)
+    assert (result.folder / "report.html").exists()
+    with pytest.raises(AccuracyGateError, match=r"sqnr is \d\d\.\d+, required is >= 500"):
+        result.require_gates()
+
+
+def test_folder_of_another_recipe_is_kept(recipe: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    first = run_recipe(load_recipe(recipe()), folder=folder)
+    before = (first.folder / "metrics.json").read_bytes()
+    other = load_recipe(recipe(), overrides=["quantizer.weight=mxfp4"])
+    with pytest.raises(RunFolderError, match="holds a run of another recipe .small.*--overwrite"):
+        run_recipe(other, folder=folder)
+    assert (first.folder / "metrics.json").read_bytes() == before
+    assert run_recipe(other, folder=folder, overwrite=True).metrics != first.metrics
+
+
+def test_folder_with_other_files_is_kept(recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match="holds files that are not a run's"):
+        run_recipe(load_recipe(recipe()), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name == "thesis.tex"]
+
+
+def test_damaged_manifest_says_what_to_do(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe())
+    folder = folder_for(loaded, tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{not json")
+    with pytest.raises(RunFolderError, match=r"manifest.json cannot be read .* Delete the folder"):
+        run_recipe(loaded, root=tmp_path)
+
+
+def test_failed_run_is_marked_and_goes_on_later(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe({"quantizer.rules": [{"name": "lats", "skip": True}]}))
+    with pytest.raises(UnmatchedRuleError, match=r"rules\[0\] \(name: lats\).*nearest: last"):
+        run_recipe(loaded, root=tmp_path)
+    folder = folder_for(loaded, tmp_path)
+    manifest = _read(folder / "manifest.json")
+    assert manifest["status"] == "failed"
+    assert list(manifest["stages"]) == ["float"]
+    assert not list(folder.glob(".work-*"))
+
+
+def test_nothing_to_quantize_is_an_error(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe({"quantizer.rules": [{"glob": "*", "skip": True}]}))
+    with pytest.raises(QuantizationError, match="nothing would be quantized: no layer has a spec"):
+        run_recipe(loaded, root=tmp_path)
+
+
+def test_metrics_without_labels_or_data(recipe: Write, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe({"data.evaluation.target": None}))
+    with pytest.raises(DataError, match="metric 'top1' needs labels, the evaluation data have none"):
+        run_recipe(loaded, root=tmp_path)
+    loaded = load_recipe(recipe({"data.evaluation": None}))
+    with pytest.raises(DataError, match="metrics are asked for, but there are no evaluation data"):
+        run_recipe(loaded, root=tmp_path)
+
+
+def test_plan_reads_without_writing(recipe: Write, tmp_path: Path) -> None:
+    plan = plan_recipe(load_recipe(recipe()))
+    assert [entry.name for entry in plan.entries] == ["first", "last"]
+    assert plan.needs_calibration
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gpu_asked_for_without_one(recipe: Write, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(Exception, match="device cuda is asked for, but torch sees no GPU"):
+        run_recipe(load_recipe(recipe({"device": "cuda"})), root=tmp_path)
+    assert run_recipe(load_recipe(recipe({"device": "auto"})), root=tmp_path).metrics
+
+
+def test_brevitas_runs_the_same_recipe(recipe: Write, tmp_path: Path) -> None:
+    native = run_recipe(load_recipe(recipe()), root=tmp_path)
+    brevitas = run_recipe(load_recipe(recipe(), quantizer="brevitas"), root=tmp_path)
+    assert brevitas.metrics["float"] == native.metrics["float"]
+    assert brevitas.metrics["quantized"]["sqnr"] > 30
