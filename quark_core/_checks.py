@@ -110,11 +110,7 @@ def _first_nan(quantized: QuantizedModel, example: Batch) -> str:
 
 
 def _run_first(model: torch.nn.Module, example: Batch) -> Any:
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            example = example.to(parameter.device, parameter.dtype)
-            break
-    return example.first().run(model)
+    return example.beside(model).first().run(model)
 
 
 def _describe(output: Any) -> Signature:

@@ -47,6 +47,13 @@ class Batch:
 
         return self.map(move)
 
+    def beside(self, model: torch.nn.Module) -> Batch:
+        """The batch where the model's first floating-point parameter lives, and in its dtype."""
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return self.to(parameter.device, parameter.dtype)
+        return self
+
     def first(self) -> Batch:
         """The first sample alone, where all inputs agree on the number of samples."""
         sizes = {leaf.shape[0] for leaf in self.tensors() if leaf.ndim}

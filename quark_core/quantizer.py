@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from quark_core import _checks
 from quark_core.batch import Batch, as_batch
 from quark_core.config import QuantizationConfig
-from quark_core.errors import DataError, QuantizationError
+from quark_core.errors import DataError, QuantizationError, QuarkError
 from quark_core.plan import Plan
 from quark_core.quantized import QuantizedModel
 
@@ -101,7 +101,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
             UnmatchedRuleError: A rule selected no layer.
         """
         batch = as_batch(example) if example is not None else None
-        with _inference(model, self.config.seed):
+        with _inference(model, self.config.seed), self._step("plan"):
             plan = self.plan(model, batch)
         plan.require_matches()
         return plan
@@ -136,7 +136,8 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         example = data.peek()
         with _inference(model, self.config.seed):
             _check_model(model)
-            plan = self.plan(model, example)
+            with self._step("plan"):
+                plan = self.plan(model, example)
             plan.require_matches()
             if not plan.quantized:
                 raise QuantizationError(
@@ -152,10 +153,13 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
                 )
             float_tensors = _checks.tensor_table(model)
             expected = _checks.signature(model, example)
-            prepared = self.prepare(model if inplace else copy.deepcopy(model), plan, example)
+            with self._step("prepare"):
+                prepared = self.prepare(model if inplace else copy.deepcopy(model), plan, example)
             if plan.needs_calibration:
-                self._run_passes(prepared, plan, data, _placement(model), progress)
-            quantized = self.convert(prepared)
+                with self._step("calibrate"):
+                    self._run_passes(prepared, plan, data, model, progress)
+            with self._step("convert"):
+                quantized = self.convert(prepared)
             quantized.float_tensors = float_tensors
             _checks.carried_out(quantized, self.config.name)
             _checks.sound(quantized, example, expected, self.config.name)
@@ -167,17 +171,33 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         Raises:
             QuantizationError: The backend cannot load, or the files do not fit the model.
         """
-        with _inference(model, self.config.seed):
+        with _inference(model, self.config.seed), self._step("load"):
             loaded = self.load(copy.deepcopy(model), directory)
         loaded.float_tensors = _checks.tensor_table(model)
         return loaded
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """What a backend raises becomes an error that names the backend and its step."""
+        try:
+            yield
+        except QuarkError:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            raise QuantizationError(
+                f"the backend failed in {name}: {type(error).__name__}",
+                where=f"backend {self.config.name}",
+                cause=lines[0][:300] if lines else None,
+                fix="--traceback shows where; if the recipe is sound, report it to the backend",
+            ) from error
 
     def _run_passes(
         self,
         prepared: Any,
         plan: Plan,
         data: _Calibration,
-        placement: tuple[torch.device, torch.dtype] | None,
+        model: torch.nn.Module,
         progress: Progress,
     ) -> None:
         passes = self.passes(prepared, plan)
@@ -186,7 +206,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
                 total = data.count
                 progress(name, 0, total)
                 for done, batch in enumerate(data, start=1):
-                    self.calibrate(prepared, batch.to(*placement) if placement else batch)
+                    self.calibrate(prepared, batch.beside(model))
                     progress(name, done, total)
         finally:
             close = getattr(passes, "close", None)
@@ -222,14 +242,6 @@ def _check_model(model: Any) -> None:
             f"a model is a torch.nn.Module, not {type(model).__name__}",
             fix="Pass the module itself, not a path or a function",
         )
-
-
-def _placement(model: torch.nn.Module) -> tuple[torch.device, torch.dtype] | None:
-    """Where the model's floating-point parameters live, and as what."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
-    return None
 
 
 @contextmanager

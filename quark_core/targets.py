@@ -72,7 +72,7 @@ def io_roles(
     Returns:
         For each name ``()``, ``("input",)``, ``("output",)`` or both.
     """
-    batch = _beside(model, example).first()
+    batch = example.beside(model).first()
     inputs = {_source(leaf) for leaf in leaves((batch.args, batch.kwargs))}
     readers: set[str] = set()
     made: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -116,11 +116,3 @@ def _scopes(model: nn.Module, name: str) -> tuple[_Scope, ...]:
 def _source(tensor: torch.Tensor) -> _Source:
     """What a tensor and its views share, and how often it was written: equal means same values."""
     return tensor.untyped_storage()._cdata, tensor._version
-
-
-def _beside(model: nn.Module, example: Batch) -> Batch:
-    """The batch on the device and in the dtype of the model's parameters."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            return example.to(parameter.device, parameter.dtype)
-    return example

@@ -128,7 +128,7 @@ def _length(data: Iterable[Any], limit: int | None) -> int | None:
 
 
 def _output(model: Any, batch: Batch, task: str, index: int) -> torch.Tensor:
-    output = main_output(_placed(batch, model).run(model)).cpu()
+    output = main_output(batch.beside(model).run(model)).cpu()
     if output.is_floating_point() and bool(output.isnan().any()):
         raise QuantizationError(
             f"the {task} returns NaN",
@@ -136,13 +136,6 @@ def _output(model: Any, batch: Batch, task: str, index: int) -> torch.Tensor:
             fix="The per-layer figures of a run with fewer quantized layers show where it begins",
         )
     return output
-
-
-def _placed(batch: Batch, model: torch.nn.Module) -> Batch:
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            return batch.to(parameter.device, parameter.dtype)
-    return batch
 
 
 def _few(batch: Batch) -> Batch:
@@ -177,7 +170,7 @@ def _listen(
 
             handles.append(module.register_forward_hook(keep))
     try:
-        _placed(batch, model).run(model)
+        batch.beside(model).run(model)
     finally:
         for handle in handles:
             handle.remove()

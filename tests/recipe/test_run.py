@@ -203,4 +203,4 @@ def test_brevitas_runs_the_same_recipe(recipe: Write, tmp_path: Path) -> None:
     native = run_recipe(load_recipe(recipe()), root=tmp_path)
     brevitas = run_recipe(load_recipe(recipe(), quantizer="brevitas"), root=tmp_path)
     assert brevitas.metrics["float"] == native.metrics["float"]
-    assert brevitas.metrics["quantized"]["sqnr"] > 30
+    assert brevitas.metrics["quantized"]["sqnr"] > 20

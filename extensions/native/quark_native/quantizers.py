@@ -1,0 +1,196 @@
+"""What quantized modules are made of: fake quantization of activations, packed constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quark_core.errors import QuantizationError
+from quark_core.spec import TensorSpec
+from quark_native.encodings import Observer, observer_for
+from quark_native.formats import Encoded, Format, Parameters
+from quark_native.packing import pack, unpack
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Fake quantization whose gradient is 1 for what is rounded and 0 for what is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: Format, parameters: Parameters | None) -> Tensor:
+        if parameters is not None:
+            ctx.save_for_backward(fmt.inside(x, parameters))
+        return fmt.fake_quantize(x, parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        if ctx.saved_tensors:
+            gradient = gradient * ctx.saved_tensors[0]
+        return gradient, None, None
+
+
+def fake_quantize(x: Tensor, fmt: Format, parameters: Parameters | None = None) -> Tensor:
+    """:meth:`Format.fake_quantize` with a straight-through gradient.
+
+    The gradient passes where x is rounded, and stops where it is clipped to the smallest or
+    largest representable value; with scales measured from x itself it passes everywhere.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _StraightThrough.apply(x, fmt, parameters)  # type: ignore[no-any-return, no-untyped-call]
+    return fmt.fake_quantize(x, parameters)
+
+
+class Parameterized(nn.Module):
+    """A module that owns the scales and zero points of a format.
+
+    They stay float32 and int32 when the model is cast to another dtype: the codes mean nothing
+    without the exact scale. Both are buffers in the layout's compact shape, None until known.
+    """
+
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def __init__(self, fmt: Format) -> None:
+        super().__init__()
+        self.format = fmt
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+
+    @property
+    def known_parameters(self) -> Parameters | None:
+        """The scales and zero points, or None where each tensor is measured anew."""
+        return None if self.scale is None else Parameters(self.scale, self.zero_point)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as they are stored: powers of two as exponents, zero points packed."""
+        found = {}
+        if self.scale is not None:
+            found["scale"] = self.format.store_scale(self.scale)
+        if self.zero_point is not None:
+            found["zero_point"] = pack(self.zero_point, self.format.number.bits)
+        return found
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Undo :meth:`stored`."""
+        if "scale" in stored:
+            self.scale = self.format.restore_scale(stored["scale"])
+        if "zero_point" in stored and self.scale is not None:
+            number = self.format.number
+            count = self.scale.numel()
+            points = unpack(stored["zero_point"], number.bits, count, signed=number.signed)
+            self.zero_point = points.reshape(self.scale.shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in exact.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+
+class TensorQuantizer(Parameterized):
+    """Fake-quantizes an input or output of a layer.
+
+    It passes values through unchanged until it is ready; a static one observes them meanwhile,
+    and :meth:`freeze` fixes its scale. Others measure each tensor anew.
+
+    Args:
+        spec: The resolved spec.
+        fmt: Its arithmetic.
+        where: The tensor's name, for messages.
+    """
+
+    def __init__(self, spec: TensorSpec, fmt: Format, where: str) -> None:
+        super().__init__(fmt)
+        self.where = where
+        self.ready = False
+        self.observer: Observer | None = None
+        if fmt.covers and not spec.dynamic:
+            self.observer = observer_for(spec.observer, fmt, stream=True)
+
+    def freeze(self) -> None:
+        """Fix the scale by what was observed, and quantize from here on.
+
+        Raises:
+            QuantizationError: Nothing was observed, or values that are not finite.
+        """
+        if self.observer is not None:
+            try:
+                parameters = self.observer.scale_zero_point()
+            except QuantizationError as error:
+                where = f"tensor {self.where!r}"
+                raise QuantizationError(error.what, where=where, fix=error.fix) from None
+            self.scale, self.zero_point = parameters.scale, parameters.zero_point
+        self.observer, self.ready = None, True
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Take over stored scales, and quantize from here on."""
+        super().restore(stored)
+        self.observer, self.ready = None, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize x; until ready, return it unchanged.
+
+        Raises:
+            QuantizationError: x has not the axis that the spec asks for.
+        """
+        try:
+            if self.observer is not None:
+                self.observer.observe(x.detach())
+            if not self.ready:
+                return x
+            return fake_quantize(x, self.format, self.known_parameters)
+        except ValueError as error:
+            raise QuantizationError(
+                str(error),
+                where=f"tensor {self.where!r}",
+                fix="Choose another granularity for it by a rule",
+            ) from None
+
+
+class PackedTensor(Parameterized):
+    """A constant (weight or bias) as packed codes with their scales.
+
+    Args:
+        fmt: The format of the codes.
+        shape: The constant's shape.
+    """
+
+    codes: Tensor
+
+    def __init__(self, fmt: Format, shape: tuple[int, ...]) -> None:
+        super().__init__(fmt)
+        self.shape = shape
+        self.register_buffer("codes", torch.empty(0, dtype=torch.uint8))
+
+    @classmethod
+    def of(cls, encoded: Encoded, fmt: Format) -> PackedTensor:
+        """Pack an encoded tensor."""
+        packed = cls(fmt, tuple(encoded.codes.shape))
+        packed.codes = pack(encoded.codes, fmt.number.bits)
+        packed.scale = encoded.parameters.scale
+        packed.zero_point = encoded.parameters.zero_point
+        return packed
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """The values."""
+        count = math.prod(self.shape)
+        bits, parameters = self.format.number.bits, self.known_parameters
+        codes = unpack(self.codes, bits, count, signed=self.format.signed_codes)
+        assert parameters is not None
+        return self.format.decode(Encoded(codes.reshape(self.shape), parameters), dtype)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as they are stored."""
+        return {"codes": self.codes, **super().stored()}
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Undo :meth:`stored`."""
+        self.codes = stored["codes"]
+        super().restore(stored)
