@@ -75,16 +75,14 @@ def test_lines_of_values_and_of_what_is_missing(tmp_path: Path) -> None:
     assert document.line("e") == 6
 
 
-def read_text(tmp_path: Path, text: str):  # type: ignore[no-untyped-def] # noqa: ANN201
+def read_text(tmp_path: Path, text: str):  # type: ignore[no-untyped-def]
     return _read(tmp_path, text)
 
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True)
 trees = st.recursive(
     st.one_of(st.integers(), st.booleans(), st.none(), names),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=3)),
     max_leaves=12,
 )
 

@@ -82,7 +82,9 @@ def test_static_inputs_without_calibration(recipe: Write) -> None:
 
 def test_unknown_export_lists_the_known(recipe: Write) -> None:
     (problem,) = _problems(recipe({"export": ["chekpoint"]}))
-    assert "export[0]: native cannot be written as 'chekpoint'. Did you mean 'checkpoint'" in problem
+    assert (
+        "export[0]: native cannot be written as 'chekpoint'. Did you mean 'checkpoint'" in problem
+    )
 
 
 def test_unknown_backend(recipe: Write) -> None:
@@ -109,7 +111,9 @@ def test_bad_gate(recipe: Write, gate: object, words: str) -> None:
 
 
 def test_metric_with_wrong_options(recipe: Write) -> None:
-    problems = _problems(recipe({"evaluate.metrics": [{"name": "topk", "k": 0}, {"name": "sqnr", "a": 1}]}))
+    problems = _problems(
+        recipe({"evaluate.metrics": [{"name": "topk", "k": 0}, {"name": "sqnr", "a": 1}]})
+    )
     assert any("metric 'topk': k must be at least 1, not 0" in problem for problem in problems)
     assert any("metric 'sqnr': " in problem for problem in problems)
 
@@ -180,7 +184,9 @@ def test_missing_requirement_of_a_source(recipe: Write, monkeypatch: pytest.Monk
         registry.cache_clear()
 
 
-def test_mapping_instead_of_a_file(recipe: Write, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mapping_instead_of_a_file(
+    recipe: Write, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_recipe(recipe()).data
     monkeypatch.chdir(project)
     assert load_recipe(data).load_model() is not None

@@ -175,7 +175,9 @@ def test_nothing_to_quantize_is_an_error(recipe: Write, tmp_path: Path) -> None:
 
 def test_metrics_without_labels_or_data(recipe: Write, tmp_path: Path) -> None:
     loaded = load_recipe(recipe({"data.evaluation.target": None}))
-    with pytest.raises(DataError, match="metric 'top1' needs labels, the evaluation data have none"):
+    with pytest.raises(
+        DataError, match="metric 'top1' needs labels, the evaluation data have none"
+    ):
         run_recipe(loaded, root=tmp_path)
     loaded = load_recipe(recipe({"data.evaluation": None}))
     with pytest.raises(DataError, match="metrics are asked for, but there are no evaluation data"):

@@ -75,7 +75,9 @@ def _sources() -> dict[str, tuple[str, str]]:
     }
 
 
-def write_distribution(root: Path, name: str, entry: str, source: str, version: str = "1.2") -> Path:
+def write_distribution(
+    root: Path, name: str, entry: str, source: str, version: str = "1.2"
+) -> Path:
     """A source tree of a distribution whose only module is a plugin."""
     folder = root / name
     module = name.replace("-", "_")
