@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quark_core.registry.hookspecs import hookimpl
-from quark_core.registry.specs import Capabilities, QuantizerSpec
+from quark_core.registry.specs import Capabilities, Diagnostic, QuantizerSpec
 
 
 @hookimpl
@@ -20,3 +20,16 @@ def quark_quantizers() -> list[QuantizerSpec]:
             tested=("torch==2.13.0",),
         )
     ]
+
+
+@hookimpl
+def quark_diagnostics() -> list[Diagnostic]:
+    """Which kernels compute the formats on this machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    where = f"plain torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    found = [Diagnostic("kernels on cpu", f"{where}, {threads} threads")]
+    if torch.cuda.is_available():
+        found.append(Diagnostic("kernels on cuda", f"plain torch, {torch.cuda.get_device_name(0)}"))
+    return found
