@@ -99,7 +99,7 @@ class BrevitasConfig(QuantizationConfig):
         return found
 
     def _check_fx(self) -> None:
-        if self.input is not None and self.input.dynamic:
+        if self.input is None or self.input.dynamic:
             raise ValueError("input: fx needs static inputs: write backend: layerwise, or int8")
         for index, rule in enumerate(self.rules):
             changed = [role for role in ("input", "bias") if role in rule.model_fields_set]

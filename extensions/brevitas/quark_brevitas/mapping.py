@@ -119,5 +119,10 @@ def _dynamic(spec: TensorSpec) -> Quantizer:
     )
 
     assert spec.granularity is not None
-    per_token = spec.granularity.kind == "token"
-    return Int8DynamicActPerRowFloat if per_token else Int8DynamicActPerTensorFloat
+    if spec.granularity.kind == "tensor":
+        return Int8DynamicActPerTensorFloat
+    # Brevitas leaves it to the caller to say how one scale a row meets the input's shape.
+    return Int8DynamicActPerRowFloat.let(
+        dynamic_scaling_broadcastable_fn=lambda scale, shape: scale.view(*shape[:-1], 1),
+        scaling_stats_permute_dims=None,
+    )

@@ -86,7 +86,12 @@ class BrevitasModel(QuantizedModel):
             for name, tensor in self.module.state_dict().items()
         }
         save_file(state, directory / _STATE)
-        about = {"format": 1, "brevitas": version("brevitas"), "torch": torch.__version__}
+        about = {
+            "format": 1,
+            "brevitas": version("brevitas"),
+            "torch": torch.__version__,
+            "plan": self.plan.to_dict()["layers"],
+        }
         (directory / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -100,6 +105,10 @@ class BrevitasModel(QuantizedModel):
         from safetensors.torch import load_file
 
         try:
+            about = json.loads((directory / _ABOUT).read_text(encoding="utf-8"))
+            if about["plan"] != prepared.plan.to_dict()["layers"]:
+                # Brevitas itself would load what is there and leave the rest uncalibrated.
+                raise ValueError("it was saved under another plan")
             state = load_file(directory / _STATE)
             # Bias correction gives a bias to layers that had none.
             for name, tensor in state.items():
@@ -107,7 +116,7 @@ class BrevitasModel(QuantizedModel):
                 if last == "bias" and prepared.module.get_submodule(owner).bias is None:
                     prepared.module.get_submodule(owner).bias = nn.Parameter(tensor.clone())
             prepared.module.load_state_dict(state)
-        except (OSError, SafetensorError, RuntimeError, AttributeError) as error:
+        except (OSError, SafetensorError, RuntimeError, AttributeError, ValueError) as error:
             raise QuantizationError(
                 "the saved state does not fit the prepared model",
                 where=str(directory),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from quark_brevitas.config import BrevitasConfig
@@ -84,10 +86,24 @@ def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:
     from brevitas.graph.quantize import preprocess_for_quantize
 
     with quiet():
-        prepared: nn.Module = preprocess_for_quantize(
+        prepared: Any = preprocess_for_quantize(
             model, equalize_iters=config.equalize_iterations, merge_bn=config.merge_bn
         )
-    return prepared
+    _repair_methods(prepared)
+    module: nn.Module = prepared
+    return module
+
+
+def _repair_methods(traced: Any) -> None:
+    """Undo a fault of Brevitas 0.13.4: it takes a tensor method for a module of the same name.
+
+    Where a model has a module called flatten and calls ``x.flatten(1)``, that call becomes
+    ``x.flatten_1(1)``, as if it were a second use of the module.
+    """
+    for node in traced.graph.nodes:
+        if node.op == "call_method" and not hasattr(torch.Tensor, node.target):
+            node.target = re.sub(r"_\d+$", "", node.target)
+    traced.recompile()
 
 
 def replace_layers(model: nn.Module, plan: Plan) -> nn.Module:
@@ -113,6 +129,7 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
     from quark_brevitas.mapping import input_quantizer
 
     settings = {"act_quant": input_quantizer(config.input), "return_quant_tensor": True}
+    # After a ReLU, a symmetric grid need not spend codes on negative values.
     symmetric = config.input is not None and config.input.symmetric
     unsigned = {**settings, "signed": False} if symmetric else settings
     activations = {
@@ -128,8 +145,8 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
         rewritten: nn.Module = quantize(
             model,
             compute_layer_map=_layer_map(plan, with_inputs=False),
-            quant_act_map=activations if config.input is not None else {},
-            quant_identity_map=identities if config.input is not None else {},
+            quant_act_map=activations,
+            quant_identity_map=identities,
         )
     return rewritten
 

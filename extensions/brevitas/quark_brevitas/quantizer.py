@@ -46,6 +46,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in found
         )
         static = any(entry.input is not None and not entry.input.dynamic for entry in entries)
+        warnings += tuple(
+            f"{entry.name} {entry.reason}" for entry in entries if entry.reason.startswith("stays")
+        )
         return Plan(
             entries,
             needs_calibration=static or self.config.bias_correction,
@@ -103,6 +106,11 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     ) -> PlanEntry:
         specs = decision.specs
         biased = folded.get_submodule(target.name).bias is not None
+        granularity = specs["input"].granularity if specs["input"] is not None else None
+        reason = "" if biased or specs["bias"] is None else "has no bias"
+        if granularity is not None and granularity.kind == "token" and target.op != "linear":
+            specs = dict.fromkeys(specs)
+            reason = "stays float: token scales belong to Linear layers"
         return PlanEntry(
             name=target.name,
             type=type(module).__name__,
@@ -112,7 +120,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             input=specs["input"],
             bias=specs["bias"] if biased else None,
             rule=decision.why,
-            reason="" if biased or specs["bias"] is None else "has no bias",
+            reason=reason,
         )
 
     def _wants_bias(self) -> bool:

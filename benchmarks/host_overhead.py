@@ -1,0 +1,69 @@
+"""What the host's ``quantize()`` adds to a backend's own direct calls, on the demo network.
+
+Both do the same work on the same data, interleaved in one process on one thread; the ratio is of
+the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quark_core.batch import as_batch
+from quark_core.recipe.load import load_recipe
+from quark_core.registry import registry
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "fashion_mnist"
+
+
+def direct(quantizer: Any, model: torch.nn.Module, batches: list[Any]) -> Any:
+    """The backend's own steps and nothing else; it too must not change the caller's model."""
+    with torch.no_grad():
+        plan = quantizer.plan(model, as_batch(batches[0]))
+        prepared = quantizer.prepare(copy.deepcopy(model), plan, as_batch(batches[0]))
+        for _ in quantizer.passes(prepared, plan):
+            for batch in batches:
+                quantizer.calibrate(prepared, as_batch(batch))
+        return quantizer.convert(prepared)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure each backend and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in ("native-int8", "brevitas-int8"):
+        loaded = load_recipe(EXAMPLES / f"{name}.yaml")
+        model, data = loaded.load_model(), loaded.load_data("calibration")
+        batches = list(data or ())
+        quantizer = registry().quantizer_class(loaded.config.name)(loaded.config)
+        quantizer.quantize(model, batches)  # imports and caches are not what is measured
+        own: list[float] = []
+        host: list[float] = []
+        for _ in range(args.repeats):
+            own.append(seconds(lambda q=quantizer: direct(q, model, batches)))  # type: ignore[misc]
+            host.append(seconds(lambda q=quantizer: q.quantize(model, batches)))  # type: ignore[misc]
+        ratio = statistics.median(host) / statistics.median(own)
+        print(
+            f"{name:<14} direct {statistics.median(own):.3f} s  host {statistics.median(host):.3f} s"
+            f"  ratio {ratio:.3f} (best {min(host) / min(own):.3f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

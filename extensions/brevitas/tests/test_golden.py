@@ -1,0 +1,99 @@
+"""Recipes give what direct calls of Brevitas gave, on a fixed network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.quantizer import BrevitasQuantizer
+from torch import nn
+
+GOLDEN = Path(__file__).parent / "golden"
+STATIC = "int8/sym/percentile:99.999"
+COMMON = {"name": "brevitas", "equalize_iterations": 20}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "lw_w8a8_pc": {"weight": "int8", "input": STATIC, "bias": "int32", "bias_correction": True},
+    "lw_w8a8_nobc": {"weight": "int8", "input": STATIC, "bias": "int32"},
+    "fx_w8a8_pc": {
+        "backend": "fx",
+        "weight": "int8",
+        "input": STATIC,
+        "bias": "int32",
+        "bias_correction": True,
+    },
+    "fx_w8a8_po2": {
+        "backend": "fx",
+        "weight": "int8/power_of_two",
+        "input": f"{STATIC}/power_of_two",
+        "bias": "int32",
+        "bias_correction": True,
+    },
+    "lw_w8_only": {"weight": "int8"},
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    """The reference results."""
+    return np.load(GOLDEN / "results.npz")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Any:
+    """Calibration and evaluation images."""
+    return np.load(GOLDEN / "inputs.npz")
+
+
+def _close(found: torch.Tensor, expected: np.ndarray, limit: float) -> None:
+    np.testing.assert_allclose(
+        found.detach().numpy().reshape(expected.shape), expected, rtol=limit, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_same_as_direct_calls(name: str, golden_model: nn.Module, golden: Any, inputs: Any) -> None:
+    model = golden_model
+    batches = [torch.from_numpy(part) for part in np.split(inputs["calib"], 3)]
+    quantizer = BrevitasQuantizer(BrevitasConfig(**COMMON, **CONFIGS[name]))
+    quantized = quantizer.quantize(model, batches)
+    images = torch.from_numpy(inputs["eval"])
+    with torch.no_grad():
+        _close(model(images), golden["float_logits"], 1e-4)
+        logits = quantized(images)
+    for encoding in quantized.encodings():
+        key = {"weight": "weight_quant", "input": "input_quant"}.get(encoding.role)
+        scale = f"{name}/{encoding.layer}/{key}/scale"
+        if scale in golden.files:
+            assert encoding.scale is not None
+            _close(encoding.scale, golden[scale], 1e-6)
+            assert encoding.zero_point is not None
+            assert not encoding.zero_point.any()
+    for layer in ("stem.0", "block2.conv2", "fc"):
+        bias = quantized.module.get_submodule(layer).get_parameter("bias")
+        np.testing.assert_allclose(
+            bias.detach().numpy(), golden[f"{name}/{layer}/bias_float"], rtol=1e-3, atol=1e-5
+        )
+    # Sums in another order move an activation across a rounding boundary now and then.
+    expected = golden[f"{name}/logits"]
+    noise = np.square(expected - logits.numpy()).sum()
+    assert 10 * np.log10(np.square(expected).sum() / noise) > 50
+    assert np.array_equal(expected.argmax(1), logits.numpy().argmax(1))
+    images_equal = np.isclose(expected, logits.numpy(), atol=1e-5, rtol=1e-5).all(1)
+    assert images_equal.mean() > 0.9
+
+
+def test_integer_weights_are_those_of_direct_calls(golden_model: nn.Module, golden: Any) -> None:
+    config = BrevitasConfig(**COMMON, weight="int8")
+    quantized = BrevitasQuantizer(config).quantize(golden_model)
+    for entry in quantized.plan.quantized:
+        layer: Any = quantized.module.get_submodule(entry.name)
+        codes = layer.quant_weight().int().numpy()
+        assert np.array_equal(codes, golden[f"lw_w8_only/{entry.name}/weight_quant/int"])
+
+
+def test_the_copy_is_small() -> None:
+    assert sum(file.stat().st_size for file in Path(GOLDEN).iterdir()) < 1_100_000
