@@ -162,9 +162,15 @@ class BrevitasModel(QuantizedModel):
         if role == "bias":
             scale = self._proxy(entry, "input").scale() * layer.weight_quant.scale()  # type: ignore[operator, union-attr]
             return _static(common, scale.reshape(-1), torch.zeros(()), spec, signed=True)
-        proxy = self._proxy(entry, role)
-        scale, zero_point = proxy.scale().reshape(-1), proxy.zero_point().reshape(-1)
-        return _static(common, scale, zero_point, spec, signed=bool(proxy.is_signed))
+        # One pass through the quantizer tells all; asking for each number would take one each.
+        if role == "weight":
+            numbers: Any = layer.quant_weight()  # type: ignore[operator]
+        else:
+            numbers = self._proxy(entry, role)(
+                torch.zeros(1, device=layer.get_parameter("weight").device)
+            )
+        scale, zero_point = numbers.scale.reshape(-1), numbers.zero_point.reshape(-1)
+        return _static(common, scale, zero_point, spec, signed=bool(numbers.signed))
 
     def _proxy(self, entry: PlanEntry, role: Role) -> Any:
         """The Brevitas quantizer that decides a tensor's scale."""
