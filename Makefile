@@ -32,7 +32,7 @@ lint: $(VENV)/.lint ## Check style, types and layers
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed ## Measure what the host adds to a backend's own time
 	$(BIN)/python benchmarks/host_overhead.py
