@@ -165,11 +165,15 @@ def copy_stage(source: Path, stage: str, place: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, data: Any) -> None:
-    """Write JSON so that the file is either the old or the new one, whatever happens.
+    """Write JSON as :func:`write_text` does.
 
     Numbers JSON has no spelling for become the texts inf, -inf and nan.
     """
-    text = json.dumps(_spellable(data), indent=2, ensure_ascii=False) + "\n"
+    write_text(file, json.dumps(_spellable(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write text so that the file is either the old or the new one, whatever happens."""
     beside = file.with_name(f".{file.name}.new")
     with beside.open("w", encoding="utf-8") as stream:
         stream.write(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from quark_core import __version__
+from quark_core.recipe.folder import write_text
 from quark_core.report import format as text
 from quark_core.report.charts import layer_bars, size_plot
 from quark_core.report.record import RunRecord, higher_is_better, load_records
@@ -31,13 +31,7 @@ def write_report(folder: Path, file: Path | None = None) -> Path:
         RunFolderError: The folder holds no run, or a file in it is damaged.
     """
     target = file or folder / "report.html"
-    page = render(load_records(folder), title=folder.name)
-    beside = target.with_name(f".{target.name}.new")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(page)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(target)
+    write_text(target, render(load_records(folder), title=folder.name))
     return target
 
 

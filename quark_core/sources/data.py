@@ -177,9 +177,9 @@ def from_text(options: TextOptions, context: Context) -> Batches:
         MissingDependencyError: transformers is not installed.
         DataError: The text is shorter than one window, or a JSONL line has no text.
     """
-    from quark_core.sources.models import _transformers
+    from quark_core.sources.models import require_transformers
 
-    tokenizers = _transformers("data.tokenizer").AutoTokenizer
+    tokenizers = require_transformers("data.tokenizer").AutoTokenizer
     folder = context.path(options.tokenizer)
     name = str(folder) if folder.is_dir() else options.tokenizer
     try:

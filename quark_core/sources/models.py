@@ -38,7 +38,7 @@ def from_huggingface(options: HuggingFaceOptions, context: Context) -> torch.nn.
         UntrustedContentError: Remote code is asked for and code is not allowed.
         DataError: transformers cannot load it.
     """
-    transformers = _transformers("model")
+    transformers = require_transformers("model")
     if options.trust_remote_code and not context.allow_code:
         raise UntrustedContentError(
             "trust_remote_code asks for code that comes with the model",
@@ -100,7 +100,12 @@ def from_timm(options: TimmOptions, context: Context) -> torch.nn.Module:
     return model.eval()
 
 
-def _transformers(where: str) -> Any:
+def require_transformers(where: str) -> Any:
+    """The transformers library.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
