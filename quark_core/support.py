@@ -122,11 +122,11 @@ def _unsupported_format(spec: TensorSpec, role: Role, rows: Iterable[Support], b
     hint = f"; nearest: {near[0]}" if near else ""
     return (
         f"{backend} cannot do {spec.format} for {_a(role)}: accepted are "
-        f"{', '.join(_shorten(known))}{hint}"
+        f"{', '.join(shorten(known))}{hint}"
     )
 
 
-def _shorten(names: list[str]) -> Iterator[str]:
+def shorten(names: Iterable[str]) -> Iterator[str]:
     """Fold runs such as int2, int3, int4 into ``int2..int4``."""
     run: list[str] = []
 

@@ -50,6 +50,8 @@ def command(name: str, as_json: bool) -> None:
 
 
 def _show(data: dict[str, Any]) -> None:
+    from quark_core.support import shorten
+
     click.echo(f"{data['name']}: {data['summary']}")
     click.echo(f"from {data['distribution']} {data['version']}")
     for requirement in data["requires"]:
@@ -58,7 +60,7 @@ def _show(data: dict[str, Any]) -> None:
     if not data["supports"]:
         click.echo("  not declared: any spec is handed to the backend")
     for row in data["supports"]:
-        click.echo(f"  {', '.join(row['roles'])}: {', '.join(row['formats'])}")
+        click.echo(f"  {', '.join(row['roles'])}: {', '.join(shorten(row['formats']))}")
         for key in ("granularity", "symmetric", "scale", "observer", "rounding", "dynamic"):
             values = ", ".join(str(value).lower() for value in row[key])
             click.echo(f"    {key:<12} {values or '-'}")

@@ -73,7 +73,8 @@ def _section(name: str, config: type[QuantizationConfig]) -> str:
     from quark_core.config import QuantizationConfig as Base
 
     lines = [f"  name: {name}"]
-    weight, inputs = _usable(name, config, "weight"), _usable(name, config, "input")
+    weight = _usable(name, config, "weight", {})
+    inputs = _usable(name, config, "input", {"weight": weight})
     lines.append(f"  weight: {weight}" if weight else "  weight: null")
     lines.append(f"  {'' if inputs else '# '}input: {inputs or 'int8'}")
     own = {key: field for key, field in config.model_fields.items() if key not in Base.model_fields}
@@ -84,13 +85,15 @@ def _section(name: str, config: type[QuantizationConfig]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _usable(name: str, config: type[QuantizationConfig], role: Role) -> str | None:
+def _usable(
+    name: str, config: type[QuantizationConfig], role: Role, beside: dict[str, Any]
+) -> str | None:
     """A spec the backend accepts for a role: eight bits if it can, else its first format."""
     rows = [row for row in config.supports or () if role in row.roles]
     formats = ["int8", *(entry for row in rows for entry in row.formats if "*" not in entry)]
     for text in formats:
         try:
-            config(name=name, **{role: text})
+            config(name=name, **{**beside, role: text})
         except ConfigError:
             continue
         return text

@@ -10,6 +10,7 @@ from rich.text import Text
 from quark_core.plan import Plan
 from quark_core.report.format import bytes_text, metric_text, ratio_text, seconds_text
 from quark_core.report.record import RunRecord
+from quark_core.spec import ROLES
 
 
 def comparison_table(records: Sequence[RunRecord]) -> Table:
@@ -46,12 +47,15 @@ def comparison_table(records: Sequence[RunRecord]) -> Table:
 
 
 def plan_table(plan: Plan) -> Table:
-    """What each layer becomes, and which rule decided."""
+    """What each layer becomes, and which rule decided; roles nothing happens to are left out."""
+    roles = [role for role in ROLES if any(getattr(entry, role) for entry in plan.entries)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("layer", "type", "shape", "weight", "input", "output", "bias", "decided by"):
+    for name in ("layer", "type", "shape"):
+        table.add_column(name, no_wrap=True)
+    for name in (*roles, "decided by"):
         table.add_column(name, overflow="fold")
     for entry in plan.entries:
-        specs = [getattr(entry, role) for role in ("weight", "input", "output", "bias")]
+        specs = [getattr(entry, role) for role in roles]
         table.add_row(
             entry.name,
             entry.type,

@@ -108,6 +108,7 @@ def test_init_writes_a_recipe_the_backend_accepts(quark: Quark, name: str, tmp_p
     config = registry().config_class(name)(**section)
     assert config.weight is not None
     assert config.weight.format == "int8"
+    assert config.input is not None
 
 
 def test_init_never_overwrites(quark: Quark, tmp_path: Path) -> None:
