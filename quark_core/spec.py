@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -186,7 +187,11 @@ class TensorSpec(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return _read_shorthand(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return _read_shorthand(value)
+        if not isinstance(value, Mapping | TensorSpec):
+            raise ValueError(f"a spec is text such as int8/channel, or a mapping, not {value!r}")
+        return value
 
     @field_validator("format")
     @classmethod

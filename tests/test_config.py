@@ -58,9 +58,10 @@ def test_shorthand_in_any_order(order: list[str]) -> None:
         ("int8/minmax:3", "observer 'minmax' takes no argument"),
         ("int8/percentile:20", "greater than 50"),
         ("int77", "unknown number format 'int77'"),
+        (5, "a spec is text such as int8/channel, or a mapping, not 5"),
     ],
 )
-def test_bad_shorthand(text: str, words: str) -> None:
+def test_bad_shorthand(text: object, words: str) -> None:
     with pytest.raises(ValidationError) as caught:
         TensorSpec.model_validate(text)
     assert words in str(caught.value)

@@ -107,7 +107,7 @@ class _Run:
     ) -> None:
         self.loaded, self.folder, self.roots, self.reporter = loaded, folder, roots, reporter
         self.inputs = Inputs(loaded)
-        self.stages = Stages(self.inputs, folder.path, reporter, self._warn)
+        self.stages = Stages(self.inputs, folder.path, reporter)
         self.reused: list[str] = []
 
     def run(self) -> RunResult:
@@ -120,6 +120,9 @@ class _Run:
             keys = self._keys()
             for stage in STAGES:
                 self._stage(stage, keys[stage])
+                if stage == "plan":
+                    for warning in read_json(self.folder.path / "plan.json")["warnings"]:
+                        self._warn(warning)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             self.folder.manifest["status"] = "interrupted" if stopped else "failed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,14 +92,10 @@ class Stages:
         inputs: The recipe, its model and data.
         folder: The run folder, with the files of finished stages.
         reporter: Told how far the work is.
-        warn: Called with each sentence the user should read.
     """
 
-    def __init__(
-        self, inputs: Inputs, folder: Path, reporter: Reporter, warn: Callable[[str], None]
-    ) -> None:
-        self._inputs, self._folder = inputs, folder
-        self._reporter, self._warn = reporter, warn
+    def __init__(self, inputs: Inputs, folder: Path, reporter: Reporter) -> None:
+        self._inputs, self._folder, self._reporter = inputs, folder, reporter
         self._made: QuantizedModel | None = None
 
     def do(self, stage: str, place: Path) -> None:
@@ -125,10 +120,7 @@ class Stages:
         write_json(place / "float.json", found)
 
     def _plan(self, place: Path) -> None:
-        plan = self._inputs.plan
-        for warning in plan.warnings:
-            self._warn(warning)
-        write_json(place / "plan.json", plan.to_dict())
+        write_json(place / "plan.json", self._inputs.plan.to_dict())
 
     def _quantize(self, place: Path) -> None:
         quantized = self._inputs.quantizer.quantize(

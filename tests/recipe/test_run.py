@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quark_core.api import get_quantizer
 from quark_core.errors import (
     AccuracyGateError,
     DataError,
@@ -18,6 +20,7 @@ from quark_core.errors import (
     RunFolderError,
     UnmatchedRuleError,
 )
+from quark_core.plan import Plan
 from quark_core.recipe.load import load_recipe
 from quark_core.recipe.run import folder_for, plan_recipe, run_recipe
 
@@ -189,6 +192,22 @@ def test_plan_reads_without_writing(recipe: Write, tmp_path: Path) -> None:
     assert [entry.name for entry in plan.entries] == ["first", "last"]
     assert plan.needs_calibration
     assert not (tmp_path / "runs").exists()
+
+
+def test_plan_warnings_are_kept_when_the_plan_is_reused(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer, loaded = get_quantizer("native"), load_recipe(recipe())
+    plan = quantizer.plan
+
+    def warned(self: Any, *arguments: Any) -> Plan:
+        return replace(plan(self, *arguments), warnings=("careful",))
+
+    monkeypatch.setattr(quantizer, "plan", warned)
+    for reused in (False, True):
+        result = run_recipe(loaded, root=tmp_path)
+        assert ("plan" in result.reused) is reused
+        assert _read(result.folder / "manifest.json")["warnings"] == ["careful"]
 
 
 def test_gpu_asked_for_without_one(recipe: Write, tmp_path: Path) -> None:
