@@ -69,7 +69,7 @@ def command(
 
         draw(comparison_table(load_records(folder)))
         for key, value in found["hashes"].items():
-            click.echo(f"{key:<12} {value}")
+            click.echo(f"{key:<12} {value or 'none'}")
         click.echo(f"report: {folder / 'report.html'}")
     for run in found["runs"]:
         if run["error"]:

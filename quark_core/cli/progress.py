@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any, Self
 
 import click
@@ -20,12 +19,7 @@ class LineReporter:
         self._last = time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         """Nothing to clean up."""
 
     def run_started(self, name: str) -> None:
@@ -80,12 +74,7 @@ class BarReporter(LineReporter):
         self._name = ""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         """Stop drawing, whatever happened."""
         self._progress.stop()
 
