@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from quark_core.errors import ConfigError, Problem, UnsupportedSpecError, did_you_mean
@@ -187,10 +187,29 @@ def _path(place: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
+def _fields_at(fields: Mapping[str, Any], place: Sequence[str | int]) -> Mapping[str, Any]:
+    """The fields of the model that stands at a place within a model with ``fields``."""
+    for part in place:
+        if isinstance(part, str):
+            field = fields.get(part)
+            model = _model_in(field.annotation) if field is not None else None
+            if model is None:
+                return {}
+            fields = model.model_fields
+    return fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model within a type such as ``tuple[LayerRule, ...]`` or ``Data | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
 def _sentence(found: Any, known: Mapping[str, Any]) -> str:
     kind, message = found["type"], str(found["msg"])
     if kind == "extra_forbidden":
-        accepted = list(known) if len(found["loc"]) == 1 else []
+        accepted = list(_fields_at(known, found["loc"][:-1]))
         hint = did_you_mean(str(found["loc"][-1]), accepted)
         if not hint and accepted:
             hint = f"Accepted are {', '.join(accepted)}"

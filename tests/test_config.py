@@ -140,7 +140,7 @@ def test_all_problems_at_once() -> None:
             weight="int4/token",
             input="mxfp4",
             depth=0,
-            rules=[{"glob": "*", "weight": "int9"}, {"re": "("}],
+            rules=[{"glob": "*", "weight": "int9"}, {"re": "("}, {"name": "a", "skpi": True}],
         )
     )
     for words in (
@@ -151,6 +151,7 @@ def test_all_problems_at_once() -> None:
         "depth: Input should be greater than 0, got 0",
         "rules[0].weight.format: demo cannot do int9 for a weight: accepted are int2..int8, mx*",
         "rules[1].re: not a regular expression",
+        "rules[2].skpi: unknown field. Did you mean 'skip'?",
     ):
         assert words in found
 

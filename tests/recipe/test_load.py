@@ -118,6 +118,14 @@ def test_metric_with_wrong_options(recipe: Write) -> None:
     assert any("metric 'sqnr': " in problem for problem in problems)
 
 
+def test_near_misses_within_sections(recipe: Write) -> None:
+    found = "\n".join(
+        _problems(recipe({"evaluate.reqiure": {}, "data.evalution": {"source": "npz"}}))
+    )
+    assert "evaluate.reqiure: unknown field. Did you mean 'require'?" in found
+    assert "data.evalution: unknown field. Did you mean 'evaluation'" in found
+
+
 def test_metric_listed_twice(recipe: Write) -> None:
     (problem,) = _problems(recipe({"evaluate.metrics": ["sqnr", "sqnr"]}))
     assert "metrics names sqnr twice" in problem
