@@ -21,9 +21,9 @@ class NumberFormat:
 
     Attributes:
         name: Canonical spelling; equal names mean equal numerics.
-        family: ``integer``, ``fixed``, ``float``, ``log``, ``mx``, ``nvfp``, ``bfp``, ``sbfp``,
-            ``msfp``, ``shared_microexponent``, ``block_minifloat``, ``block_log``, ``binary``
-            or ``ternary``.
+        family: ``integer``, ``lpbq``, ``fixed``, ``float``, ``denorm``, ``log``, ``mx``,
+            ``nvfp``, ``bfp``, ``sbfp``, ``msfp``, ``block_fp``, ``shared_microexponent``,
+            ``block_minifloat``, ``block_log``, ``binary``, ``binary_residual`` or ``ternary``.
         bits: Bits one element's own code takes, shared scales left out.
         signed: Whether negative values can be represented.
         block: Elements that share a scale as part of the format, or None.
@@ -91,6 +91,7 @@ _MX_ELEMENTS = {
     "mxint4": (4, None, None),
     "mxint2": (2, None, None),
 }
+_MX_INTEGER_BITS = range(2, 17)
 # Spellings of the OCP specification, torchao, microxcaling, dmx and torch, in lower case.
 _ALIASES = {
     "fp32": "float32",
@@ -109,10 +110,17 @@ _ALIASES = {
     "float4_e2m1fn_x2": "fp4_e2m1",
     "e4m3": "fp8_e4m3",
     "e5m2": "fp8_e5m2",
+    "e3m2": "fp6_e3m2",
+    "e2m3": "fp6_e2m3",
+    "e2m1": "fp4_e2m1",
+    "fp4": "fp4_e2m1",
+    "float4_e2m1": "fp4_e2m1",
     "mxfp8": "mxfp8_e4m3",
     "mxfp6": "mxfp6_e2m3",
     "mxfp4": "mxfp4_e2m1",
     "msfp": "msfp16",
+    "minifloat_ieee": "fp[1|4|3]",
+    "residual_sign": "binary_residual",
 }
 _MAX_INTEGER_BITS = 32
 
@@ -129,7 +137,11 @@ def _fixed(match: re.Match[str]) -> NumberFormat | None:
     bits, fraction = int(match["bits"]), int(match["fraction"])
     if not 1 <= bits <= _MAX_INTEGER_BITS:
         return None
-    return NumberFormat(f"fixed[{bits},{fraction}]", "fixed", bits, mantissa=fraction)
+    signed = not match["unsigned"]
+    letters = (match["letters"] or "c_n").upper()
+    suffix = "" if letters == "C_N" else f"({letters})"
+    name = f"{'' if signed else 'u'}fixed[{bits},{fraction}]{suffix}"
+    return NumberFormat(name, "fixed", bits, signed, mantissa=fraction)
 
 
 def _minifloat(match: re.Match[str]) -> NumberFormat | None:
@@ -137,8 +149,10 @@ def _minifloat(match: re.Match[str]) -> NumberFormat | None:
     if exponent > 8 or mantissa > 23:
         return None
     bias = f",{int(match['bias'])}" if match["bias"] else ""
+    variant = {"fn": "flush", "_n": ""}.get(match["variant"] or "", match["variant"] or "")
+    suffix = f"({variant})" if variant else ""
     return NumberFormat(
-        f"fp[{sign}|{exponent}|{mantissa}{bias}]",
+        f"fp[{sign}|{exponent}|{mantissa}{bias}]{suffix}",
         "float",
         sign + exponent + mantissa,
         bool(sign),
@@ -147,11 +161,42 @@ def _minifloat(match: re.Match[str]) -> NumberFormat | None:
     )
 
 
+def _denorm(match: re.Match[str]) -> NumberFormat | None:
+    bits, exponent = int(match["bits"]), int(match["exponent"])
+    if not 0 < exponent < bits - 1 or exponent > 8 or bits > 24:
+        return None
+    bias = f",{int(match['bias'])}" if match["bias"] else ""
+    return NumberFormat(
+        f"denorm[{bits}|{exponent}{bias}]",
+        "denorm",
+        bits,
+        exponent=exponent,
+        mantissa=bits - 1 - exponent,
+    )
+
+
+def _lpbq(match: re.Match[str]) -> NumberFormat | None:
+    bits, decompressed, block = int(match["bits"]), int(match["wide"]), int(match["block"])
+    if not 2 <= bits < decompressed <= _MAX_INTEGER_BITS or block < 1:
+        return None
+    return NumberFormat(
+        f"lpbq[{bits}|{decompressed}]{{{block}}}",
+        "lpbq",
+        bits,
+        block=block,
+        shared_bits=decompressed - bits,
+    )
+
+
 def _mx(match: re.Match[str]) -> NumberFormat | None:
     element = _ALIASES.get(match["element"], match["element"])
-    if element not in _MX_ELEMENTS:
+    integer = re.fullmatch(r"mxint(\d+)", element)
+    if integer and int(integer[1]) in _MX_INTEGER_BITS:
+        bits, exponent, mantissa = int(integer[1]), None, None
+    elif element in _MX_ELEMENTS:
+        bits, exponent, mantissa = _MX_ELEMENTS[element]
+    else:
         return None
-    bits, exponent, mantissa = _MX_ELEMENTS[element]
     block = int(match["block"] or _MX_BLOCK)
     if block < 1:
         return None
@@ -179,6 +224,20 @@ def _bfp(match: re.Match[str]) -> NumberFormat | None:
     )
 
 
+def _block_fp(match: re.Match[str]) -> NumberFormat | None:
+    bits, exponent, block = int(match["bits"]), int(match["exponent"]), int(match["block"])
+    if not 2 <= bits <= 24 or not 1 <= exponent <= 8 or block < 1:
+        return None
+    bias = f",{int(match['bias'])}" if match["bias"] else ""
+    return NumberFormat(
+        f"block_fp[{bits}|{exponent}{bias}]{{{block}}}",
+        "block_fp",
+        bits,
+        block=block,
+        shared_bits=exponent,
+    )
+
+
 def _dmx_bfp(match: re.Match[str]) -> NumberFormat | None:
     precision = int(match["total"]) - 8  # dmx counts the shared exponent's eight bits in
     letters = "(_n)" if match["asymmetric"] else ""
@@ -188,6 +247,8 @@ def _dmx_bfp(match: re.Match[str]) -> NumberFormat | None:
 def _sbfp(match: re.Match[str]) -> NumberFormat | None:
     bits, block = int(match["bits"]), int(match["block"])
     exponent, mantissa = int(match["exponent"]), int(match["mantissa"])
+    if not 2 <= bits <= 16 or not 1 <= exponent <= 8 or mantissa > 15 or block < 1:
+        return None
     bias = f",{int(match['bias'])}" if match["bias"] else ""
     return NumberFormat(
         f"sbfp[{bits}|{exponent}|{mantissa}{bias}]{{{block}}}",
@@ -195,6 +256,13 @@ def _sbfp(match: re.Match[str]) -> NumberFormat | None:
         bits,
         block=block,
         shared_bits=exponent + mantissa,
+    )
+
+
+def _dmx_sbfp(match: re.Match[str]) -> NumberFormat | None:
+    bias = f",{match['bias']}" if match["bias"] else ""
+    return (
+        parse_format(f"sbfp[4|4|4{bias}]{{{match['block']}}}") if match["total"] == "12" else None
     )
 
 
@@ -248,14 +316,50 @@ def _block_log(match: re.Match[str]) -> NumberFormat | None:
     )
 
 
+def _binary_residual(match: re.Match[str]) -> NumberFormat | None:
+    levels = int(match["levels"])
+    if not 1 <= levels <= 3:
+        return None
+    name = "binary_residual" if levels == 2 else f"binary_residual[{levels}]"
+    return NumberFormat(name, "binary_residual", levels)
+
+
+def _mase(match: re.Match[str]) -> NumberFormat | None:
+    """MASE's quantizers with the arguments of its configurations, in its order."""
+    scheme, values = match["scheme"], [part for part in match["arguments"].split(",") if part]
+    block = match["block"] or match["brace"]
+    tail = f"{{{block}}}" if block else ""
+    if len(values) != {"integer": 2, "log": 2}.get(scheme, 3) or bool(block) != ("block" in scheme):
+        return None
+    bias = "" if values[-1] == "none" else f",{values[-1]}"
+    if scheme == "minifloat_ieee":
+        width, exponent = int(values[0]), int(values[1])
+        return parse_format(f"fp[1|{exponent}|{width - 1 - exponent}{bias}]")
+    names = {
+        "integer": f"fixed[{values[0]},{values[1]}]",
+        "log": f"log[{values[0]}{bias}]",
+        "minifloat_denorm": f"denorm[{values[0]}|{values[1]}{bias}]",
+        "block_fp": f"block_fp[{values[0]}|{values[1]}{bias}]{tail}",
+        "block_minifloat": f"block_minifloat[{'|'.join(values)}]{tail}",
+    }
+    return parse_format(names[scheme])
+
+
 _GRAMMAR: tuple[tuple[str, Callable[[re.Match[str]], NumberFormat | None]], ...] = (
     (r"(?P<unsigned>u)?int(?P<bits>\d+)", _int),
-    (r"fixed\[(?P<bits>\d+),(?P<fraction>-?\d+)\]", _fixed),
     (
-        r"fp\[(?P<sign>[01])\|(?P<exponent>\d+)\|(?P<mantissa>\d+)(?:,(?P<bias>-?\d+))?\]",
+        r"(?P<unsigned>u)?(?:fixed|xp)\[(?P<bits>\d+),(?P<fraction>[+-]?\d+)\]"
+        r"(?:\((?P<letters>[c_][s_][ndus])\))?",
+        _fixed,
+    ),
+    (
+        r"fp\[(?P<sign>[01])\|(?P<exponent>\d+)\|(?P<mantissa>\d+)(?:,(?P<bias>-?\d+))?\]"
+        r"(?:\((?P<variant>flush|ieee|nan|fnuz|fn|_n)\))?",
         _minifloat,
     ),
-    (r"(?P<element>mx(?:fp\d(?:_e\dm\d)?|int\d))(?:\{(?P<block>\d+)\})?", _mx),
+    (r"denorm\[(?P<bits>\d+)\|(?P<exponent>\d+)(?:,(?P<bias>-?\d+))?\]", _denorm),
+    (r"lpbq\[(?P<bits>\d+)\|(?P<wide>\d+)\]\{(?P<block>\d+)\}", _lpbq),
+    (r"(?P<element>mx(?:fp\d(?:_e\dm\d)?|int\d+))(?:\{(?P<block>\d+)\})?", _mx),
     (r"mxfp(?P<bits>\d)(?:\[|_)(?P<element>e\dm\d)(?:\]\{|k)(?P<block>\d+)\}?", _dmx_mx),
     (
         r"bfp\[(?P<precision>\d+)\|8\]\{(?P<block>\d+)(?:,-?\d+)?\}(?:\((?P<letters>[s_][ndus])\))?",
@@ -267,6 +371,16 @@ _GRAMMAR: tuple[tuple[str, Callable[[re.Match[str]], NumberFormat | None]], ...]
         r"\{(?P<block>\d+)\}",
         _sbfp,
     ),
+    (
+        r"sbfp<xp\[(?P<bits>\d+),0\]\(csn\)><fp\[0\|(?P<exponent>\d+)\|(?P<mantissa>\d+)"
+        r"(?:,(?P<bias>\d+))?\]\(fn\)>\{(?P<block>\d+)(?:,-?\d+)?\}",
+        _sbfp,
+    ),
+    (r"sbfp(?P<total>\d+)_(?P<block>\d+)(?:_(?P<bias>\d+))?", _dmx_sbfp),
+    (
+        r"block_fp\[(?P<bits>\d+)\|(?P<exponent>\d+)(?:,(?P<bias>-?\d+))?\]\{(?P<block>\d+)\}",
+        _block_fp,
+    ),
     (r"msfp(?P<total>\d+)", _msfp),
     (r"mx(?P<bits>[469])", _shared_microexponent),
     (r"log\[(?P<bits>\d+)(?:,(?P<bias>-?\d+))?\]", _log),
@@ -275,15 +389,27 @@ _GRAMMAR: tuple[tuple[str, Callable[[re.Match[str]], NumberFormat | None]], ...]
         _block_minifloat,
     ),
     (r"block_log\[(?P<bits>\d+)\|(?P<bias_bits>\d+)\]\{(?P<block>\d+)\}", _block_log),
+    (r"binary_residual\[(?P<levels>\d)\]", _binary_residual),
+    (
+        r"(?P<scheme>integer|log|minifloat_ieee|minifloat_denorm|block_fp|block_minifloat)"
+        r"\((?P<arguments>(?:-?\d+|none|,)+)\)(?:\[(?:1,)?(?P<block>\d+)\]|\{(?P<brace>\d+)\})?",
+        _mase,
+    ),
 )
 _PATTERNS = tuple((re.compile(pattern), build) for pattern, build in _GRAMMAR)
 _SINGLES = {
-    "nvfp4": NumberFormat("nvfp4", "nvfp", 4, block=16, shared_bits=8, exponent=2, mantissa=1),
+    # With a float32 scale of the whole tensor beside those of the blocks, and without.
+    **{
+        name: NumberFormat(name, "nvfp", 4, block=16, shared_bits=8, exponent=2, mantissa=1)
+        for name in ("nvfp4", "nvfp4_one_level")
+    },
     # AMD's BFP16: eight 8-bit mantissas share an 8-bit exponent.
     "bfp16": NumberFormat("bfp16", "bfp", 8, block=8, shared_bits=8),
-    "binary": NumberFormat("binary", "binary", 1),
-    "binary_residual": NumberFormat("binary_residual", "binary", 2),
-    "ternary": NumberFormat("ternary", "ternary", 2),
+    # [unit]: the values are -1 and 1 themselves; [zero]: 0 and a mean instead of -1 and 1.
+    **{name: NumberFormat(name, "binary", 1) for name in ("binary", "binary[unit]")},
+    "binary[zero]": NumberFormat("binary[zero]", "binary", 1, signed=False),
+    "binary_residual": NumberFormat("binary_residual", "binary_residual", 2),
+    **{name: NumberFormat(name, "ternary", 2) for name in ("ternary", "ternary[unit]")},
     **{
         name: NumberFormat(
             name, "float", 1 + exponent + mantissa, exponent=exponent, mantissa=mantissa
@@ -295,13 +421,20 @@ _SINGLES = {
 EXAMPLES: tuple[str, ...] = (
     "int8",
     "uint4",
+    "lpbq[4|8]{64}",
     "fixed[8,4]",
+    "ufixed[8,4]",
     *_FLOATS,
     "fp[1|3|2]",
+    "fp[1|4|3](ieee)",
+    "denorm[8|4]",
     *_MX_ELEMENTS,
     "nvfp4",
+    "nvfp4_one_level",
     "bfp[8|8]{64}",
-    "sbfp[4|4|4]{16}",
+    "bfp[4|8]{16}(_N)",
+    "sbfp[4|4|4,7]{16}",
+    "block_fp[6|8]{16}",
     "bfp16",
     "msfp12",
     "mx4",
@@ -311,8 +444,11 @@ EXAMPLES: tuple[str, ...] = (
     "block_minifloat[8|4|8]{16}",
     "block_log[8|8]{16}",
     "binary",
+    "binary[unit]",
+    "binary[zero]",
     "binary_residual",
     "ternary",
+    "ternary[unit]",
 )
 
 

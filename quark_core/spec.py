@@ -23,9 +23,18 @@ from quark_core.formats import NumberFormat, parse_format, with_block
 
 Role = Literal["weight", "input", "output", "bias"]
 ROLES: tuple[Role, ...] = get_args(Role)
-ScaleFormat = Literal["float32", "power_of_two", "e8m0", "fp8_e4m3"]
+ScaleFormat = Literal["float32", "power_of_two", "unit", "e8m0", "fp8_e4m3", "minifloat", "integer"]
+ScaleRule = Literal["floor", "ceil", "even", "rceil"]
 Rounding = Literal["nearest_even", "nearest_away", "toward_zero", "floor", "ceil", "stochastic"]
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "sqnr", "entropy"]
+
+_UNSCALED = ("fixed", "denorm", "log")
+_SELF_SCALED = ("binary", "binary_residual", "ternary")
+_BLOCK_SCALES: Mapping[str, ScaleFormat] = {
+    "nvfp": "fp8_e4m3",
+    "sbfp": "minifloat",
+    "lpbq": "integer",
+}
 
 _GRANULARITY = re.compile(
     r"(?P<plain>tensor|token)"
@@ -175,7 +184,15 @@ class TensorSpec(FrozenModel):
     symmetric: bool | None = Field(
         default=None, description="Whether zero lies in the middle of the range (no zero point)."
     )
-    scale: ScaleFormat | None = Field(default=None, description="Number format of the scale.")
+    scale: ScaleFormat | None = Field(
+        default=None, description="Number format of the scale; unit is no scale at all."
+    )
+    scale_rule: ScaleRule | None = Field(
+        default=None, description="How the scale of an MX block is rounded to a power of two."
+    )
+    narrow: bool = Field(
+        default=False, description="Leave the lowest code of a signed integer out (-127..127)."
+    )
     observer: Observer | None = Field(
         default=None, description="How ranges are chosen from data; static ranges only."
     )
@@ -226,20 +243,38 @@ class TensorSpec(FrozenModel):
         constant = role in ("weight", "bias")
         if constant and self.dynamic:
             raise ValueError(f"a {role} is constant: dynamic is for input and output")
+        if self.narrow and (fmt.family != "integer" or not fmt.signed or fmt.bits < 2):
+            raise ValueError(f"{fmt.name} has no narrow range: it is for signed integers")
+        if self.scale_rule is not None and fmt.family != "mx":
+            raise ValueError(f"{fmt.name} has no scale_rule: it is for the MX formats")
         if fmt.is_block:
             return self._resolve_block(fmt)
+        if fmt.family in _UNSCALED or self.scale == "unit":
+            return self._resolve_unscaled(fmt)
         affine = fmt.family == "integer"
         if self.symmetric is False and not affine:
             raise ValueError(f"{fmt.name} has no zero point: symmetric: false is for integers")
         symmetric = self.symmetric if self.symmetric is not None else constant or not affine
+        if self.observer is not None and fmt.family in _SELF_SCALED:
+            raise ValueError(f"{fmt.name} takes its scale from the tensor itself: no observer")
+        measured = self.dynamic or fmt.family in _SELF_SCALED
         return self.model_copy(
             update={
                 "granularity": self.granularity or Granularity("channel" if constant else "tensor"),
                 "symmetric": symmetric,
                 "scale": self.scale or "float32",
-                "observer": None if self.dynamic else self.observer or Observer(),
+                "observer": None if measured else self.observer or Observer(),
             }
         )
+
+    def _resolve_unscaled(self, fmt: NumberFormat) -> TensorSpec:
+        whole = Granularity("tensor")
+        for field, accepted in (("granularity", whole), ("observer", None), ("scale", "unit")):
+            if getattr(self, field) not in (None, accepted):
+                raise ValueError(f"{fmt.name} has no scale to choose: leave {field} out")
+        if self.symmetric is False:
+            raise ValueError(f"{fmt.name} has no zero point: symmetric: false is for integers")
+        return self.model_copy(update={"granularity": whole, "symmetric": True, "scale": "unit"})
 
     def _resolve_block(self, fmt: NumberFormat) -> TensorSpec:
         wanted = self.granularity or Granularity("group", size=fmt.block)
@@ -252,7 +287,7 @@ class TensorSpec(FrozenModel):
             name = with_block(fmt, wanted.size).name
         except UnknownNameError as error:
             raise ValueError(str(error).rstrip(".")) from None
-        scale: ScaleFormat = "fp8_e4m3" if fmt.family == "nvfp" else "e8m0"
+        scale = _BLOCK_SCALES.get(fmt.family, "e8m0")
         if self.scale not in (None, scale):
             raise ValueError(f"{fmt.name} has {scale} scales by definition, not {self.scale}")
         if self.symmetric is False:
@@ -267,7 +302,7 @@ class TensorSpec(FrozenModel):
                 "granularity": wanted,
                 "symmetric": True,
                 "scale": scale,
-                "dynamic": self.dynamic,
+                "scale_rule": self.scale_rule or ("floor" if fmt.family == "mx" else None),
             }
         )
 
@@ -278,10 +313,14 @@ class TensorSpec(FrozenModel):
             parts.append(str(self.granularity))
         if self.symmetric is not None and fmt.family == "integer":
             parts.append("sym" if self.symmetric else "asym")
+        if self.narrow:
+            parts.append("narrow")
         if self.scale and self.scale != "float32" and not fmt.is_block:
             parts.append(self.scale)
         if self.observer and self.observer.name != "minmax":
             parts.append(str(self.observer))
+        if self.scale_rule not in (None, "floor"):
+            parts.append(f"scale:{self.scale_rule}")
         if self.rounding != "nearest_even":
             parts.append(self.rounding)
         if self.dynamic:
@@ -300,25 +339,32 @@ def _read_shorthand(text: str) -> dict[str, Any]:
     return fields
 
 
+_WORDS: Mapping[str, tuple[str, Any]] = {
+    **{word: ("symmetric", word.startswith("sym")) for word in ("sym", "symmetric", "asym")},
+    "asymmetric": ("symmetric", False),
+    "narrow": ("narrow", True),
+    "dynamic": ("dynamic", True),
+    "static": ("dynamic", False),
+    **{word: ("scale", word) for word in get_args(ScaleFormat)},
+    **{word: ("rounding", word) for word in get_args(Rounding)},
+    **{f"scale:{rule}": ("scale_rule", rule) for rule in get_args(ScaleRule)},
+}
+
+
 def _classify(part: str) -> tuple[str, Any]:
     word = part.lower()
+    if word in _WORDS:
+        return _WORDS[word]
     head = word.partition(":")[0]
-    if word in ("sym", "symmetric", "asym", "asymmetric"):
-        return "symmetric", word.startswith("sym")
-    if word in ("dynamic", "static"):
-        return "dynamic", word == "dynamic"
-    if word in get_args(ScaleFormat):
-        return "scale", word
-    if word in get_args(Rounding):
-        return "rounding", word
     if head in get_args(ObserverName):
         return "observer", word
     if head in ("tensor", "token", "channel", "group", "block"):
         return "granularity", word
     raise ValueError(
         f"{part!r} is no part of a spec: after the format come a granularity "
-        f"({_GRANULARITY_HELP}), sym or asym, dynamic, "
-        f"a scale ({', '.join(get_args(ScaleFormat))}), "
+        f"({_GRANULARITY_HELP}), sym or asym, narrow, dynamic, "
+        f"a scale ({', '.join(get_args(ScaleFormat))}), scale:RULE "
+        f"({', '.join(get_args(ScaleRule))}), "
         f"an observer ({', '.join(get_args(ObserverName))}) "
         f"or a rounding ({', '.join(get_args(Rounding))})"
     )

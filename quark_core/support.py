@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from quark_core.errors import near_misses
-from quark_core.spec import ObserverName, Role, Rounding, ScaleFormat, TensorSpec
+from quark_core.spec import ObserverName, Role, Rounding, ScaleFormat, ScaleRule, TensorSpec
 
 OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
@@ -32,6 +32,8 @@ class Support:
         observer: Allowed observers of static ranges; empty where no range is observed.
         rounding: Allowed roundings.
         dynamic: Allowed values.
+        scale_rule: Allowed rules of MX scales.
+        narrow: Allowed values.
     """
 
     roles: tuple[Role, ...]
@@ -42,6 +44,8 @@ class Support:
     observer: tuple[ObserverName, ...] = ("minmax",)
     rounding: tuple[Rounding, ...] = ("nearest_even",)
     dynamic: tuple[bool, ...] = (False,)
+    scale_rule: tuple[ScaleRule | None, ...] = (None, "floor")
+    narrow: tuple[bool, ...] = (False,)
 
     def accepts_format(self, name: str) -> bool:
         """Whether a canonical format name is in the row."""
@@ -59,6 +63,8 @@ class Support:
             "scale": spec.scale,
             "rounding": spec.rounding,
             "dynamic": spec.dynamic,
+            "scale_rule": spec.scale_rule,
+            "narrow": spec.narrow,
         }
         if spec.observer is not None:
             values["observer"] = spec.observer.name

@@ -13,10 +13,10 @@ from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
 from quark_native.flows import eager
 from quark_native.nn import OPS
-from quark_native.quantizers import PackedTensor
+from quark_native.quantizers import PackedParameter
 from quark_native.storage import DESCRIPTION, SCHEMA, TENSORS
 
-_Shared = dict[int, tuple[PackedTensor, nn.Parameter]]
+_Shared = dict[int, tuple[PackedParameter, nn.Parameter]]
 
 
 def read(directory: Path) -> tuple[Plan, dict[str, Tensor]]:
@@ -97,12 +97,15 @@ def restore(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], *, keep_fl
         for role, fmt in eager.constants(plan[name]):
             values = layer.get_parameter(role)
             stored = _take(rest, f"{prefix}packed.{role}.", restored)
-            if "codes" not in stored or "scale" not in stored:
-                raise _unfitting(f"no codes and scale for {prefix}{role}")
+            if "codes" not in stored:
+                raise _unfitting(f"no codes for {prefix}{role}")
             identity = id(stored["codes"])  # one tensor for all names of a shared one
             if identity not in shared:
-                packed = PackedTensor(fmt, tuple(values.shape))
-                packed.restore({key: part.to(values.device) for key, part in stored.items()})
+                packed = PackedParameter(fmt, tuple(values.shape))
+                try:
+                    packed.restore({key: part.to(values.device) for key, part in stored.items()})
+                except KeyError as error:
+                    raise _unfitting(f"no {error.args[0]} for {prefix}{role}") from None
                 shared[identity] = eager.share(packed, values)
             layer.pack(role, *shared[identity], keep=keep_float)
     try:

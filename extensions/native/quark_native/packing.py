@@ -49,12 +49,13 @@ def unpack(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
         signed: Whether the top bit of a code is its sign.
 
     Returns:
-        int32, one axis of ``count`` elements.
+        int32, one axis of ``count`` elements; int64 for unsigned codes of 32 bits.
     """
     whole, rest = divmod(bits, 8)
-    codes = torch.zeros(count, dtype=torch.int32, device=packed.device)
+    dtype = torch.int64 if bits == 32 and not signed else torch.int32
+    codes = torch.zeros(count, dtype=dtype, device=packed.device)
     for plane in range(whole):
-        codes |= packed[plane * count : (plane + 1) * count].to(torch.int32) << (8 * plane)
+        codes |= packed[plane * count : (plane + 1) * count].to(dtype) << (8 * plane)
     if rest:
         codes |= _unpack_narrow(packed[whole * count :], rest, count) << (8 * whole)
     unused = 32 - bits

@@ -47,42 +47,53 @@ def fake_quantize(x: Tensor, fmt: Format, parameters: Parameters | None = None) 
 class Parameterized(nn.Module):
     """A module that owns the scales and zero points of a format.
 
-    They stay float32 and int32 when the model is cast to another dtype: the codes mean nothing
-    without the exact scale. Both are buffers in the layout's compact shape, None until known.
+    They keep their dtypes when the model is cast to another one: the codes mean nothing without
+    the exact scale. All are buffers as :class:`~quark_native.formats.Parameters` has them, None
+    until known.
     """
 
     scale: Tensor | None
     zero_point: Tensor | None
+    outer: Tensor | None
 
     def __init__(self, fmt: Format) -> None:
         super().__init__()
         self.format = fmt
-        self.register_buffer("scale", None)
-        self.register_buffer("zero_point", None)
+        for name in ("scale", "zero_point", "outer"):
+            self.register_buffer(name, None)
+        self._known: Parameters | None = None
 
     @property
     def known_parameters(self) -> Parameters | None:
         """The scales and zero points, or None where each tensor is measured anew."""
-        return None if self.scale is None else Parameters(self.scale, self.zero_point)
+        known, scale = self._known, self.scale
+        if known is None or known.scale is not scale:
+            known = None if scale is None else Parameters(scale, self.zero_point, self.outer)
+            self._known = known
+        return known
+
+    def take(self, parameters: Parameters) -> None:
+        """Use these scales and zero points from here on."""
+        self.scale, self.zero_point = parameters.scale, parameters.zero_point
+        self.outer = parameters.outer
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors as they are stored: powers of two as exponents, zero points packed."""
-        found = {}
-        if self.scale is not None:
-            found["scale"] = self.format.store_scale(self.scale)
-        if self.zero_point is not None:
-            found["zero_point"] = pack(self.zero_point, self.format.number.bits)
+        known = self.known_parameters
+        if known is None:
+            return {}
+        found = self.format.store(known)
+        if "zero_point" in found:
+            found["zero_point"] = pack(found["zero_point"], self.format.number.bits)
         return found
 
-    def restore(self, stored: dict[str, Tensor]) -> None:
-        """Undo :meth:`stored`."""
-        if "scale" in stored:
-            self.scale = self.format.restore_scale(stored["scale"])
-        if "zero_point" in stored and self.scale is not None:
-            number = self.format.number
-            count = self.scale.numel()
+    def restore(self, stored: dict[str, Tensor], shape: tuple[int, ...] = ()) -> None:
+        """Undo :meth:`stored` for a tensor of ``shape``; activations have scales of any shape."""
+        if "zero_point" in stored:
+            number, count = self.format.number, stored["scale"].numel()
             points = unpack(stored["zero_point"], number.bits, count, signed=number.signed)
-            self.zero_point = points.reshape(self.scale.shape)
+            stored = {**stored, "zero_point": points.reshape(stored["scale"].shape)}
+        self.take(self.format.restore(stored, shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
@@ -126,12 +137,13 @@ class TensorQuantizer(Parameterized):
             except QuantizationError as error:
                 where = f"tensor {self.where!r}"
                 raise QuantizationError(error.what, where=where, fix=error.fix) from None
-            self.scale, self.zero_point = parameters.scale, parameters.zero_point
+            self.take(parameters)
         self.observer, self.ready = None, True
 
-    def restore(self, stored: dict[str, Tensor]) -> None:
+    def restore(self, stored: dict[str, Tensor], shape: tuple[int, ...] = ()) -> None:
         """Take over stored scales, and quantize from here on."""
-        super().restore(stored)
+        if stored:
+            super().restore(stored, shape)
         self.observer, self.ready = None, True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +166,7 @@ class TensorQuantizer(Parameterized):
             ) from None
 
 
-class PackedTensor(Parameterized):
+class PackedParameter(Parameterized):
     """A constant (weight or bias) as packed codes with their scales.
 
     Args:
@@ -170,12 +182,11 @@ class PackedTensor(Parameterized):
         self.register_buffer("codes", torch.empty(0, dtype=torch.uint8))
 
     @classmethod
-    def of(cls, encoded: Encoded, fmt: Format) -> PackedTensor:
+    def of(cls, encoded: Encoded, fmt: Format) -> PackedParameter:
         """Pack an encoded tensor."""
         packed = cls(fmt, tuple(encoded.codes.shape))
         packed.codes = pack(encoded.codes, fmt.number.bits)
-        packed.scale = encoded.parameters.scale
-        packed.zero_point = encoded.parameters.zero_point
+        packed.take(encoded.parameters)
         return packed
 
     def decode(self, dtype: torch.dtype) -> Tensor:
@@ -190,7 +201,7 @@ class PackedTensor(Parameterized):
         """The tensors as they are stored."""
         return {"codes": self.codes, **super().stored()}
 
-    def restore(self, stored: dict[str, Tensor]) -> None:
+    def restore(self, stored: dict[str, Tensor], shape: tuple[int, ...] = ()) -> None:
         """Undo :meth:`stored`."""
         self.codes = stored["codes"]
-        super().restore(stored)
+        super().restore(stored, shape or self.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from quark_native.formats import Format, Parameters, format_for
-from quark_native.quantizers import PackedTensor, TensorQuantizer, fake_quantize
+from quark_native.quantizers import PackedParameter, TensorQuantizer, fake_quantize
 
 from quark_core.errors import QuantizationError
 from quark_core.spec import TensorSpec
@@ -80,8 +80,8 @@ def test_a_missing_axis_names_the_tensor():
 @pytest.mark.parametrize("name", ["int3/channel", "uint5/group:6/asym", "mxfp6", "fp8_e5m2/tensor"])
 def test_packed_tensors_restore_from_what_is_stored(name):
     fmt, x = Format.parse(name), torch.randn(5, 17)
-    packed = PackedTensor.of(fmt.encode(x), fmt)
+    packed = PackedParameter.of(fmt.encode(x), fmt)
     assert torch.equal(packed.decode(torch.float32), fmt.fake_quantize(x))
-    restored = PackedTensor(fmt, (5, 17))
+    restored = PackedParameter(fmt, (5, 17))
     restored.restore(packed.stored())
     assert torch.equal(restored.decode(torch.float32), fmt.fake_quantize(x))

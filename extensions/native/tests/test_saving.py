@@ -198,7 +198,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("gone", "message"),
         [
-            ("conv.packed.weight.codes", "no codes and scale for conv.weight"),
+            ("conv.packed.weight.codes", "no codes for conv.weight"),
             ("conv.input_quantizer.scale", "no scale for conv.input"),
             ("norm.running_mean", "no norm.running_mean"),
         ],

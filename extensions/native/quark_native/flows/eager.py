@@ -19,7 +19,7 @@ from quark_core.spec import Role, TensorSpec
 from quark_native.encodings import observer_for
 from quark_native.formats import Format, Parameters
 from quark_native.nn import QuantizedLayer, layer_format, quantized_class
-from quark_native.quantizers import PackedTensor, TensorQuantizer
+from quark_native.quantizers import PackedParameter, TensorQuantizer
 
 _CONSTANTS: tuple[Role, ...] = ("weight", "bias")
 
@@ -66,7 +66,7 @@ def freeze(model: nn.Module, plan: Plan, *, keep_float: bool) -> None:
     """
     found = layers(model, plan)
     tied = _tied_parameters(found, plan)
-    shared: dict[object, tuple[PackedTensor, nn.Parameter]] = {}
+    shared: dict[object, tuple[PackedParameter, nn.Parameter]] = {}
     for name, layer in found.items():
         for quantizer in activation_quantizers(layer):
             quantizer.freeze()
@@ -101,7 +101,7 @@ def constants(entry: PlanEntry) -> list[tuple[Role, Format]]:
     ]
 
 
-def share(packed: PackedTensor, values: Tensor) -> tuple[PackedTensor, nn.Parameter]:
+def share(packed: PackedParameter, values: Tensor) -> tuple[PackedParameter, nn.Parameter]:
     """Codes, and a parameter with their values in the dtype and on the device of ``values``."""
     decoded = packed.decode(values.dtype).to(values.device)
     return packed, nn.Parameter(decoded, requires_grad=False)
@@ -116,7 +116,7 @@ def _quantizer(entry: PlanEntry, role: Role) -> TensorQuantizer | None:
 
 def _pack(
     values: Tensor, spec: TensorSpec, fmt: Format, where: str
-) -> tuple[PackedTensor, nn.Parameter]:
+) -> tuple[PackedParameter, nn.Parameter]:
     if not bool(torch.isfinite(values).all()):
         raise QuantizationError(
             "the float values hold NaN or infinities",
@@ -124,7 +124,7 @@ def _pack(
             fix="Check the checkpoint, or skip the layer by a rule",
         )
     encoded = fmt.encode(values.detach(), _parameters(values.detach(), spec, fmt))
-    return share(PackedTensor.of(encoded, fmt), values)
+    return share(PackedParameter.of(encoded, fmt), values)
 
 
 def _parameters(values: Tensor, spec: TensorSpec, fmt: Format) -> Parameters | None:

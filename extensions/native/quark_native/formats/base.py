@@ -1,27 +1,32 @@
 """Format: the common interface of all number formats.
 
-Every format here represents a value as
+Almost every format here represents a value as
 
     x' = (element(code) - zero_point) * scale
 
 where the layout says which elements share a scale. A format is therefore a rule that finds the
-scale (:meth:`Format.measure`, :meth:`Format.cover`) and a set of elements with a rounding to the
-nearest of them.
+scale (:meth:`Format.measure`, :meth:`Format.cover`) and a set of elements with a rounding to
+them. What is computed here in plain torch is the specification; the kernels equal it bit for bit.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quark_core.formats import NumberFormat
-from quark_core.spec import Role, ScaleFormat, TensorSpec
+from quark_core.spec import Role, Rounding, ScaleFormat, TensorSpec
 from quark_native.formats.bits import EXPONENT_BIAS, exponent_of_power, power_of_two
 from quark_native.formats.layout import Layout
+from quark_native.formats.rounding import Rounder, noise
+
+if TYPE_CHECKING:
+    from quark_native.kernels.call import Call
+    from quark_native.packed import PackedTensor
 
 SCALE_NAN = 255
 """The stored exponent that means NaN; E8M0 in OCP Microscaling Formats 1.0, section 5.4.1."""
@@ -32,12 +37,16 @@ class Parameters:
     """What a scale's elements share.
 
     Attributes:
-        scale: float32, one value a scale in the layout's compact shape.
-        zero_point: int32 like ``scale``, or None where zero is the middle.
+        scale: float32, one value a scale in the layout's compact shape: what elements are
+            multiplied by.
+        zero_point: Integers like ``scale``, or None where zero is the middle.
+        outer: In formats whose scales have a scale themselves, that one; part of ``scale``
+            already.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
+    outer: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,8 @@ class Encoded:
     """A tensor in codes.
 
     Attributes:
-        codes: int32 in the tensor's shape: the integers themselves, or the bit patterns of
-            floating-point elements.
+        codes: int32 in the tensor's shape (int64 for uint32): the integers themselves, or the
+            bit patterns of floating-point elements.
         parameters: Their scales and zero points.
     """
 
@@ -67,9 +76,12 @@ class Format(ABC):
         layout: Which elements share a scale.
         scale_format: How a scale is stored.
         symmetric: Whether there is no zero point.
+        rounding: How a value between two elements is rounded.
+        spelling: The spec's text, axis and profile from which it was made, if it was.
     """
 
-    covers: ClassVar[bool] = False
+    covers: bool = False
+    spelling: tuple[str, int | None, str] | None = None
 
     def __init__(
         self,
@@ -77,11 +89,13 @@ class Format(ABC):
         layout: Layout,
         scale_format: ScaleFormat = "float32",
         symmetric: bool = True,
+        rounding: Rounding = "nearest_even",
     ) -> None:
         self.number = number
         self.layout = layout
         self.scale_format = scale_format
         self.symmetric = symmetric
+        self.rounding: Rounding = rounding
 
     @property
     def signed_codes(self) -> bool:
@@ -89,22 +103,28 @@ class Format(ABC):
         return self.number.signed and self.number.exponent is None
 
     @classmethod
-    def parse(cls, text: str, role: Role = "weight", axis: int | None = None) -> Format:
+    def parse(
+        cls, text: str, role: Role = "weight", axis: int | None = None, *, profile: str = "ocp"
+    ) -> Format:
         """The format that a recipe's shorthand means, such as ``mxfp4`` or ``int4/group:128``.
 
         Args:
-            text: Shorthand of a :class:`~quark_core.spec.TensorSpec`.
+            text: Shorthand of a :class:`~quark_core.spec.TensorSpec`, the format in any known
+                spelling.
             role: Decides what is left open: weights are symmetric per channel, inputs
                 asymmetric per tensor.
-            axis: Axis of channels or groups; None is 0 for channels and -1 for groups.
+            axis: Axis of channels, groups or blocks; None is 0 for channels and -1 for groups.
+            profile: Whose numerics to reproduce; see :mod:`quark_native.profiles`.
 
         Raises:
             ValueError: The text is no spec, or its parts contradict each other.
             UnsupportedSpecError: There is no such arithmetic here.
+            UnknownNameError: There is no such profile.
         """
         from quark_native.formats import format_for
 
-        return format_for(TensorSpec.model_validate(text).resolve(role), axis)
+        spec = TensorSpec.model_validate(text).resolve(role)
+        return format_for(spec, axis, profile=profile)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.number.name}, {self.layout})"
@@ -116,15 +136,18 @@ class Format(ABC):
         """Scales (and zero points) that fit the tensor itself.
 
         A scale whose elements are not all finite is NaN, and so are all of them then.
+
+        Args:
+            x: float32 with at least one element.
         """
 
     @abstractmethod
-    def _nearest(self, scaled: Tensor, zero_point: Tensor | None) -> Tensor:
-        """The nearest element of each value divided by its scale, zero point left out."""
+    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
+        """The element for each value divided by its scale, zero point left out."""
 
     @abstractmethod
     def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
-        """int32 codes of what :meth:`_nearest` returned."""
+        """Codes of what :meth:`_round` returned."""
 
     @abstractmethod
     def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -154,46 +177,94 @@ class Format(ABC):
         """
         raise TypeError(f"{self.number.name} takes its scales from the tensor itself")
 
+    def call(self) -> Call | None:
+        """What a kernel needs to know of this format, or None if none computes it."""
+        return None
+
     # The same for all.
 
-    def fake_quantize(self, x: Tensor, parameters: Parameters | None = None) -> Tensor:
-        """Each value replaced by the nearest one that the format can represent.
+    def fake_quantize(
+        self,
+        x: Tensor,
+        parameters: Parameters | None = None,
+        *,
+        out: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Each value replaced by one that the format can represent.
+
+        The fastest kernel for the tensor computes it; see :mod:`quark_native.kernels`.
 
         Args:
-            x: Floating point, any shape and strides.
+            x: Floating point (float32, bfloat16, float16, float64), any shape and strides.
             parameters: Scales to use; None measures the tensor.
+            out: Where to write: contiguous, shape and dtype of x; it may be x itself.
+            seed: Of stochastic rounding.
 
         Returns:
             Shape and dtype of x. NaN stays NaN.
+
+        Raises:
+            TypeError: x is not floating point.
+            ValueError: x has not the axis of the layout, or ``out`` does not fit.
         """
+        from quark_native.kernels import dispatch
+
+        return dispatch.fake_quantize(self, x, parameters, out, seed)
+
+    def specification(
+        self, x: Tensor, parameters: Parameters | None = None, seed: int = 0
+    ) -> Tensor:
+        """:meth:`fake_quantize` in plain torch, in the order of the formulas."""
+        self.layout.check(tuple(x.shape))
         if not x.numel():
             return x.clone()
-        wide = x.to(torch.float32)
-        scale, zero_point = self._spread(parameters or self.measure(wide), x.ndim)
-        scaled = self.layout.split(wide) / scale
-        quantized = self._nearest(scaled, zero_point).mul_(scale)
+        wide = x.to(self._dtype)
+        parameters = parameters or self.measure(wide)
+        rounder = self._rounder(tuple(x.shape), x.device, seed)
+        quantized = self._quantized(wide, parameters, rounder)
         return self.layout.join(quantized, tuple(x.shape)).to(x.dtype)
 
-    def encode(self, x: Tensor, parameters: Parameters | None = None) -> Encoded:
+    def encode(self, x: Tensor, parameters: Parameters | None = None, seed: int = 0) -> Encoded:
         """The codes of each value. ``decode(encode(x))`` equals ``fake_quantize(x)``.
 
         Args:
             x: Floating point; a NaN has a code only in formats with a NaN of their own, or as
                 the scale of its block.
             parameters: Scales to use; None measures the tensor.
+            seed: Of stochastic rounding.
+
+        Raises:
+            TypeError: x is not floating point.
+            ValueError: x has not the axis of the layout.
         """
-        wide = x.to(torch.float32)
+        require_floating(self.number.name, x)
+        shape = tuple(x.shape)
+        if not x.numel():
+            scale = torch.ones(self.layout.compact_shape(shape), device=x.device)
+            return Encoded(torch.zeros(shape, dtype=torch.int32), parameters or Parameters(scale))
+        wide = x.to(self._dtype)
         parameters = parameters or self.measure(wide)
-        scale, zero_point = self._spread(parameters, x.ndim)
-        elements = self._nearest(self.layout.split(wide) / scale, zero_point)
-        codes = self.layout.join(self._codes(elements, zero_point), tuple(x.shape))
-        return Encoded(codes, parameters)
+        rounder = self._rounder(shape, x.device, seed)
+        codes = self._coded(wide, parameters, rounder)
+        return Encoded(self.layout.join(codes, shape), parameters)
 
     def decode(self, encoded: Encoded, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values of codes."""
-        scale, zero_point = self._spread(encoded.parameters, encoded.codes.ndim)
-        elements = self._elements(self.layout.split(encoded.codes), zero_point)
-        return self.layout.join(elements * scale, tuple(encoded.codes.shape)).to(dtype)
+        shape = tuple(encoded.codes.shape)
+        values = self._decoded(encoded.codes, encoded.parameters)
+        return self.layout.join(values, shape).to(dtype)
+
+    def quantize(self, x: Tensor, parameters: Parameters | None = None) -> PackedTensor:
+        """X as bit-packed codes with their scales; ``.dequantize()`` gives its values back.
+
+        Args:
+            x: Floating point, any shape and strides.
+            parameters: Scales to use; None measures the tensor.
+        """
+        from quark_native.packed import PackedTensor
+
+        return PackedTensor.quantize(self, x, parameters)
 
     def limits(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """Smallest and largest representable value under each scale, compact."""
@@ -204,24 +275,71 @@ class Format(ABC):
     def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Whether each value is rounded to an element, not clipped to one."""
         scale, zero_point = self._spread(parameters, x.ndim)
-        scaled = self.layout.split(x.to(torch.float32)) / scale
+        scaled = self.layout.split(x.to(self._dtype)) / scale
         return self.layout.join(self._within(scaled, zero_point), tuple(x.shape))
+
+    def store(self, parameters: Parameters) -> dict[str, Tensor]:
+        """Parameters as they are stored, by name; zero points as they are."""
+        stored = {"scale": self.store_scale(parameters.scale)}
+        if parameters.zero_point is not None:
+            stored["zero_point"] = parameters.zero_point
+        return stored
+
+    def restore(self, stored: dict[str, Tensor], shape: tuple[int, ...]) -> Parameters:
+        """Undo :meth:`store` for a tensor of ``shape``."""
+        return Parameters(self.restore_scale(stored["scale"]), stored.get("zero_point"))
 
     def store_scale(self, scale: Tensor) -> Tensor:
         """A scale as it is stored: float32, or uint8 with the exponent of a power of two."""
-        if self.scale_format == "float32":
+        if self.scale_format not in ("e8m0", "power_of_two"):
             return scale
         exponent = exponent_of_power(scale) + EXPONENT_BIAS
         return torch.where(scale.isnan(), SCALE_NAN, exponent).to(torch.uint8)
 
     def restore_scale(self, stored: Tensor) -> Tensor:
         """Undo :meth:`store_scale`."""
-        if self.scale_format == "float32":
+        if self.scale_format not in ("e8m0", "power_of_two"):
             return stored
         scale = power_of_two(stored.to(torch.int32) - EXPONENT_BIAS)
         return torch.where(stored == SCALE_NAN, torch.nan, scale)
+
+    # The formula itself, for tensors that are split; a family of another formula overrides these.
+
+    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        scale, zero_point = self._spread(parameters, x.ndim)
+        elements = self._round(self.layout.split(x) / scale, zero_point, rounder)
+        return elements.mul_(scale)
+
+    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        scale, zero_point = self._spread(parameters, x.ndim)
+        elements = self._round(self.layout.split(x) / scale, zero_point, rounder)
+        return self._codes(elements, zero_point)
+
+    def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:
+        scale, zero_point = self._spread(parameters, codes.ndim)
+        return self._elements(self.layout.split(codes), zero_point) * scale
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Where the arithmetic takes place."""
+        return torch.float32
+
+    def _rounder(self, shape: tuple[int, ...], device: torch.device, seed: int) -> Rounder:
+        if self.rounding != "stochastic":
+            return Rounder(self.rounding)
+        return Rounder("stochastic", self.layout.split(noise(shape, seed, device)))
 
     def _spread(self, parameters: Parameters, ndim: int) -> tuple[Tensor, Tensor | None]:
         zero_point = parameters.zero_point
         spread = None if zero_point is None else self.layout.spread(zero_point, ndim)
         return self.layout.spread(parameters.scale, ndim), spread
+
+
+def require_floating(name: str, x: Tensor) -> None:
+    """Refuse integers, booleans and complex numbers.
+
+    Raises:
+        TypeError: Names the format and the dtype.
+    """
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} quantizes floating-point tensors, not {x.dtype}: convert it first")

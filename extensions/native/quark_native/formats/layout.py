@@ -24,16 +24,19 @@ class Layout:
     | channel, axis 1 | [b] |
     | token | [a, b] |
     | group of n, axis 1 | [a, ceil(b / n), c]; the last group may be short |
+    | block of m x n | [a, ceil(b / m), ceil(c / n)]; the last tiles may be short |
 
     Attributes:
         kind: As in :class:`quark_core.spec.Granularity`.
         axis: Axis of the channels or groups; negative counts from the end.
         size: Elements of a group.
+        tile: Sides of a block, along the last axes.
     """
 
-    kind: Literal["tensor", "channel", "token", "group"] = "tensor"
+    kind: Literal["tensor", "channel", "token", "group", "block"] = "tensor"
     axis: int = -1
     size: int = 1
+    tile: tuple[int, ...] = ()
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse a shape that has not the layout's axis.
@@ -41,34 +44,44 @@ class Layout:
         Raises:
             ValueError: Says which axis is missing.
         """
-        if self.kind != "tensor" and not -len(shape) <= self.axis < len(shape):
+        if self.kind == "block" and len(shape) < len(self.tile):
+            tile = "x".join(map(str, self.tile))
+            raise ValueError(f"there are no tiles of {tile} in a tensor of shape {list(shape)}")
+        axial = self.kind not in ("tensor", "block")
+        if axial and not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"there is no axis {self.axis} in a tensor of shape {list(shape)}")
+
+    def sides(self, ndim: int) -> dict[int, int]:
+        """Length of a run of sharing elements by axis, for the kinds that split axes."""
+        if self.kind == "group":
+            return {self.axis % ndim: self.size}
+        return {ndim - len(self.tile) + place: side for place, side in enumerate(self.tile)}
 
     def split(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Reshape x so that sharing elements lie along whole axes.
 
-        Groups get an axis of their own behind ``axis``; a short last group is padded with
-        ``fill``.
+        Groups and the sides of tiles get an axis of their own behind the one they divide; short
+        last ones are padded with ``fill``.
         """
         self.check(tuple(x.shape))
-        if self.kind != "group":
-            return x
-        axis = self.axis % x.ndim
-        missing = -x.shape[axis] % self.size
-        if missing:
-            x = pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, missing], value=fill)
-        groups = x.shape[axis] // self.size
-        return x.view(*x.shape[:axis], groups, self.size, *x.shape[axis + 1 :])
+        sides = self.sides(x.ndim)
+        missing = {axis: -x.shape[axis] % side for axis, side in sides.items()}
+        if any(missing.values()):
+            ends = ([0, missing.get(axis, 0)] for axis in reversed(range(x.ndim)))
+            x = pad(x, [amount for end in ends for amount in end], value=fill)
+        for axis in sorted(sides, reverse=True):
+            runs = (x.shape[axis] // sides[axis], sides[axis])
+            x = x.reshape(*x.shape[:axis], *runs, *x.shape[axis + 1 :])
+        return x
 
     def join(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Undo :meth:`split` for a tensor that had ``shape``."""
-        if self.kind != "group":
-            return blocks
-        axis = self.axis % len(shape)
-        joined = blocks.flatten(axis, axis + 1)
-        if joined.shape[axis] == shape[axis]:
-            return joined
-        return joined.narrow(axis, 0, shape[axis]).contiguous()
+        padded = False
+        for axis in sorted(self.sides(len(shape))):
+            blocks = blocks.flatten(axis, axis + 1)
+            if blocks.shape[axis] != shape[axis]:
+                blocks, padded = blocks.narrow(axis, 0, shape[axis]), True
+        return blocks.contiguous() if padded else blocks
 
     def shared_axes(self, ndim: int) -> tuple[int, ...]:
         """Axes of a split tensor along which elements share a scale.
@@ -82,7 +95,16 @@ class Layout:
             return tuple(axis for axis in range(ndim) if axis != self.axis % ndim)
         if self.kind == "token":
             return (ndim - 1,)
-        return (self.axis % ndim + 1,)
+        return tuple(axis + place + 1 for place, axis in enumerate(sorted(self.sides(ndim))))
+
+    def compact_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales of a tensor of ``shape``."""
+        self.check(shape)
+        sides = self.sides(len(shape))
+        if sides:
+            return tuple(-(-size // sides.get(axis, 1)) for axis, size in enumerate(shape))
+        shared = self.shared_axes(len(shape))
+        return tuple(size for axis, size in enumerate(shape) if axis not in shared)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest element under each scale, compact; NaN where there is a NaN.
@@ -96,8 +118,8 @@ class Layout:
 
     def largest(self, x: Tensor) -> Tensor:
         """Largest magnitude under each scale, compact; NaN where there is a NaN."""
-        blocks, axes = self.split(x).abs(), self.shared_axes(x.ndim)
-        return torch.amax(blocks, axes) if axes else blocks
+        low, high = self.extremes(x)
+        return torch.maximum(high.abs(), low.abs())
 
     def spread(self, compact: Tensor, ndim: int) -> Tensor:
         """A compact scale in the shape that broadcasts against a split tensor.
@@ -110,6 +132,6 @@ class Layout:
             return compact.reshape([-1] + [1] * (ndim - 1 - self.axis % ndim))
         if self.kind == "token":
             return compact.unsqueeze(-1)
-        if self.kind == "group":
-            return compact.unsqueeze(self.axis % ndim + 1)
+        for axis in sorted(self.sides(ndim), reverse=True):
+            compact = compact.unsqueeze(axis + 1)
         return compact

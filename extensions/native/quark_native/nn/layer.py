@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quark_core.errors import QuantizationError
 from quark_core.spec import Role, TensorSpec
-from quark_native.quantizers import PackedTensor, TensorQuantizer
+from quark_native.quantizers import PackedParameter, TensorQuantizer
 
 
 class QuantizedLayer(nn.Module):
@@ -53,7 +53,7 @@ class QuantizedLayer(nn.Module):
             # it steps aside where a layer has a hook.
             self.register_forward_pre_hook(_no_shortcut)
 
-    def pack(self, role: str, packed: PackedTensor, decoded: nn.Parameter, keep: bool) -> None:
+    def pack(self, role: str, packed: PackedParameter, decoded: nn.Parameter, keep: bool) -> None:
         """Replace a constant by packed codes.
 
         Args:
@@ -95,7 +95,7 @@ class QuantizedLayer(nn.Module):
         """Set weight and bias to the values of their codes, after the codes changed."""
         for role, packed in self.packed.items():
             current = self._parameters[role]
-            assert current is not None and isinstance(packed, PackedTensor)  # noqa: PT018
+            assert current is not None and isinstance(packed, PackedParameter)  # noqa: PT018
             current.data = packed.decode(current.dtype).to(current.device)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

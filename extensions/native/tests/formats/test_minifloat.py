@@ -129,13 +129,13 @@ def test_unsigned_floats_are_scaled_by_their_positive_side():
     [
         ("fp[1|8|7]", r"fp\[1\|8\|7\] reaches from 2\^-133 to 2\^128, outside float32's"),
         ("fp[1|0|7]", r"fp\[1\|0\|7\] has no exponent bits: use an integer format instead"),
-        ("int17", "int17 is too wide: integers have 1 to 16 bits here"),
-        ("bfp[8|8]{16}(_n)", "only symmetric mantissas rounded to nearest are implemented"),
-        ("nvfp4", "nvfp4 is not implemented"),
-        ("float16", "float16 is not implemented"),
-        ("int8/block:4x4", "tiles are not implemented: write int8 with tensor, channel or group"),
-        ("int8/floor", "rounding floor is not implemented: leave it out"),
-        ("int8/e8m0", "int8 has float32 or power_of_two scales here, not e8m0"),
+        ("float32", "float32 is what tensors are in: leave the tensor out"),
+        ("int8/e8m0", "int8 has float32, power_of_two, unit scales here, not e8m0"),
+        ("log[10]", r"log\[10\] has more exponents than float32: use at most 9 bits"),
+        ("log[9]", r"log\[9\] reaches from 2\^-127 to 2\^128, outside float32's"),
+        ("log[8]/floor", r"log\[8\] is not rounded to multiples: leave rounding out"),
+        ("bfp[8|8]{16}(SD)/floor", "say how it is rounded: leave rounding out"),
+        ("block_minifloat[8|6|8]{16}", "has more exponents than fit beside a scale"),
     ],
 )
 def test_what_cannot_be_done_is_refused(text, message):

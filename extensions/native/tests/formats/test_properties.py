@@ -7,9 +7,62 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from quark_native.formats import Format
+from quark_native.packed import PackedTensor
 from torch import Tensor
 
-BLOCKS = ("mxfp8", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6", "mxfp4{8}", "mxint8", "bfp[8|8]{16}")
+BLOCKS = (
+    "mxfp8",
+    "mxfp8_e5m2",
+    "mxfp6_e3m2",
+    "mxfp6",
+    "mxfp4{8}",
+    "mxint8",
+    "bfp[8|8]{16}",
+    "msfp12",
+    "block_fp[6|8]{8}",
+    "block_minifloat[8|4|8]{16}",
+    "mx6",
+    "mx9",
+)
+OTHERS = (
+    "bfp[4|8]{16}(_N)",
+    "bfp16",
+    "nvfp4",
+    "nvfp4_one_level",
+    "sbfp[4|4|4]{16}",
+    "lpbq[4|8]{8}",
+    "lpbq[2|4]{16}",
+    "block_log[6|8]{16}",
+    "log[6]",
+    "log[8,20]",
+    "fixed[8,4]",
+    "ufixed[6,2]",
+    "denorm[8|4]",
+    "fp[1|4|3](ieee)/unit",
+    "fp[1|3|4](flush)/unit",
+    "float16/unit",
+    "bfloat16/unit",
+    "int8/narrow",
+    "int4/block:2x4",
+    "uint4/block:3x2/asym",
+    "int32/channel",
+    "uint32/tensor/asym",
+    "binary",
+    "binary[unit]/tensor",
+    "binary[zero]/group:8",
+    "binary_residual/group:8",
+    "binary_residual[3]/channel",
+    "ternary",
+    "ternary[unit]/tensor",
+    "ternary/block:2x8",
+    "mxfp4/scale:even",
+    "mxfp8/scale:ceil",
+    "mxint8/scale:rceil",
+    "mxfp6/toward_zero",
+    "int8/floor",
+    "int4/group:8/nearest_away",
+    "mxfp4/stochastic",
+)
 RANGES = (
     "int8/tensor",
     "int4/channel",
@@ -38,7 +91,7 @@ def tensors(draw: st.DrawFn, axes: int = 2, longest: int = 40) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("name", BLOCKS + RANGES)
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
 @given(x=tensors())
 def test_decoding_the_codes_is_fake_quantizing(name, x):
     fmt = Format.parse(name)
@@ -98,7 +151,8 @@ def test_microscaling_takes_the_nearest_value_of_its_block(name, x):
 @given(x=tensors())
 def test_a_short_last_block_is_a_block_of_its_own(name, x):
     fmt = Format.parse(name)
-    whole = x.shape[1] // fmt.layout.size * fmt.layout.size
+    size = fmt.number.block or fmt.layout.size
+    whole = x.shape[1] // size * size
     parts = [fmt.fake_quantize(part) for part in (x[:, :whole], x[:, whole:]) if part.numel()]
     assert torch.equal(fmt.fake_quantize(x), torch.cat(parts, 1))
 
@@ -110,7 +164,7 @@ def test_any_axis_is_the_last_one_moved(name, x, axis):
     assert torch.equal(Format.parse(name, axis=axis).fake_quantize(x), moved.movedim(-1, axis))
 
 
-@pytest.mark.parametrize("name", BLOCKS + RANGES)
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
 @given(x=tensors(axes=3, longest=12))
 def test_strides_do_not_matter(name, x):
     fmt = Format.parse(name)
@@ -122,7 +176,7 @@ def test_strides_do_not_matter(name, x):
     assert torch.equal(fmt.encode(transposed).codes, fmt.encode(transposed.contiguous()).codes)
 
 
-@pytest.mark.parametrize("name", BLOCKS + RANGES)
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @given(x=tensors())
 def test_half_precision_is_widened_first_and_rounded_last(name, dtype, x):
@@ -138,19 +192,44 @@ def test_negating_the_input_negates_the_output(name, x):
     assert torch.equal(fmt.fake_quantize(-x), -fmt.fake_quantize(x))
 
 
-@pytest.mark.parametrize("name", BLOCKS + RANGES)
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
 @given(x=tensors())
 def test_stored_scales_restore_exactly(name, x):
     fmt = Format.parse(name)
-    scale = fmt.measure(x).scale
-    stored = fmt.store_scale(scale)
-    assert stored.dtype == (torch.float32 if fmt.scale_format == "float32" else torch.uint8)
-    assert torch.equal(fmt.restore_scale(stored), scale)
+    parameters = fmt.measure(x)
+    stored = fmt.store(parameters)
+    assert "scale" in stored or fmt.scale_format == "unit"
+    restored = fmt.restore(stored, tuple(x.shape))
+    assert torch.equal(restored.scale, parameters.scale)
 
 
-@pytest.mark.parametrize("name", BLOCKS + RANGES)
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
+@given(x=tensors())
+def test_packed_tensors_hold_the_quantized_values_and_survive_a_file(name, x, tmp_path_factory):
+    packed = Format.parse(name).quantize(x)
+    expected = Format.parse(name).fake_quantize(x)
+    assert torch.equal(packed.dequantize(), expected)
+    file = tmp_path_factory.mktemp("packed") / "x.safetensors"
+    packed.save(file)
+    loaded = PackedTensor.load(file)
+    assert torch.equal(loaded.dequantize(), expected)
+    assert loaded.nbytes == packed.nbytes
+    assert str(loaded.format) == str(packed.format)
+
+
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
 def test_an_empty_tensor_stays_empty(name):
-    assert Format.parse(name).fake_quantize(torch.empty(0, 8)).shape == (0, 8)
+    fmt = Format.parse(name)
+    assert fmt.fake_quantize(torch.empty(0, 8)).shape == (0, 8)
+    assert fmt.quantize(torch.empty(0, 8)).dequantize().shape == (0, 8)
+
+
+@pytest.mark.parametrize("name", BLOCKS + RANGES + OTHERS)
+def test_integers_are_no_values(name):
+    fmt = Format.parse(name)
+    for act in (fmt.fake_quantize, fmt.encode, fmt.quantize):
+        with pytest.raises(TypeError, match="quantizes floating-point tensors, not torch.int64"):
+            act(torch.ones(4, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", ["int4/channel", "int4/group:8", "mxfp4"])

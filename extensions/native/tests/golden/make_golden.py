@@ -1,11 +1,12 @@
 """Copies what the tests need out of a full set of golden vectors: make_golden.py FOLDER.
 
-FOLDER holds formats/ and aimet/ as their READMEs describe them: outputs of microxcaling,
-torchao, dmx-compressor, ml_dtypes and AIMET, data only.
+FOLDER holds formats/, aimet/ and mase/ as their READMEs describe them: outputs of microxcaling,
+torchao, dmx-compressor, ml_dtypes and AIMET, and of exact computations, data only.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -76,12 +77,41 @@ def affine(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def ideal(folder: Path) -> dict[str, np.ndarray]:
+    """Float64 computations of minifloats and their blocks, keyed ``NAME|input``, and inputs."""
+    quantizers = np.load(folder / "quantizers.npz")
+    manifest = json.loads((folder / "quantizers_manifest.json").read_text(encoding="utf-8"))
+    rows = {row["key"]: row for row in manifest}
+    found = {}
+    for key, values in np.load(folder / "ideal.npz").items():
+        row = rows[key.removeprefix("ideal/")]
+        x = row["input"]
+        found[f"input|{x}"] = quantizers[f"in/{x}"]
+        found[f"{_name(row['fn'], row['cfg'])}|{x}"] = values
+    return found
+
+
+def _name(function: str, cfg: dict[str, int]) -> str:
+    if function == "minifloat_ieee":
+        bias = "" if cfg["exponent_bias"] is None else f",{cfg['exponent_bias']}"
+        mantissa = cfg["width"] - 1 - cfg["exponent_width"]
+        return f"fp[1|{cfg['exponent_width']}|{mantissa}{bias}]/unit"
+    if function == "minifloat_mx":
+        return f"fp[1|{cfg['exp_bits']}|{cfg['frac_bits']}]/unit"
+    if function == "mxfp":
+        exponent, mantissa = cfg["element_exp_bits"], cfg["element_frac_bits"]
+        return f"block_minifloat[{1 + exponent + mantissa}|{exponent}|8]{{{cfg['block_size']}}}"
+    sizes = (cfg["width"], cfg["exponent_width"], cfg["exponent_bias_width"])
+    return f"block_minifloat[{'|'.join(map(str, sizes))}]{{{cfg['block_size'][-1]}}}"
+
+
 def main() -> None:
-    """Write the three files beside this script."""
+    """Write the files beside this script."""
     folder = Path(sys.argv[1])
     np.savez_compressed(HERE / "formats.npz", **formats(folder / "formats"))
     np.savez_compressed(HERE / "casts.npz", **casts(folder / "formats"))
     np.savez_compressed(HERE / "affine.npz", **affine(folder / "aimet"))
+    np.savez_compressed(HERE / "ideal.npz", **ideal(folder / "mase"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""PackedTensor: a quantized tensor as it is stored, usable without a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quark_core.errors import QuantizationError
+from quark_native.formats.base import Encoded, Format, Parameters
+from quark_native.packing import pack, unpack
+
+_KEY = "quark_native.packed"
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """Bit-packed codes with their scales.
+
+    Attributes:
+        format: The format of the codes.
+        shape: The shape of the values.
+        codes: uint8, one axis: codes in the order of the elements, the first in the lowest bits.
+        parts: Scales (and zero points) as :meth:`Format.store` makes them.
+    """
+
+    format: Format
+    shape: tuple[int, ...]
+    codes: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def quantize(cls, fmt: Format, x: Tensor, parameters: Parameters | None = None) -> PackedTensor:
+        """Quantize and pack x; see :meth:`Format.quantize`."""
+        encoded = fmt.encode(x, parameters)
+        if not x.numel():
+            return cls(fmt, tuple(x.shape), torch.empty(0, dtype=torch.uint8))
+        codes = pack(encoded.codes, fmt.number.bits)
+        return cls(fmt, tuple(x.shape), codes, fmt.store(encoded.parameters))
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values, in the shape of the tensor that was quantized."""
+        fmt, count = self.format, math.prod(self.shape)
+        if not count:
+            return torch.empty(self.shape, dtype=dtype)
+        codes = unpack(self.codes, fmt.number.bits, count, signed=fmt.signed_codes)
+        codes = codes.reshape(self.shape)
+        return fmt.decode(Encoded(codes, fmt.restore(self.parts, self.shape)), dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return sum(part.nbytes for part in (self.codes, *self.parts.values()))
+
+    def save(self, file: Path | str) -> None:
+        """Write a safetensors file; its metadata hold the format and the shape."""
+        if self.format.spelling is None:
+            raise QuantizationError(
+                "a format that was not made from a spec cannot be saved",
+                fix="Make it by Format.parse",
+            )
+        text, axis, profile = self.format.spelling
+        described = {"spec": text, "axis": axis, "profile": profile, "shape": self.shape}
+        tensors = {"codes": self.codes, **self.parts}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, file, metadata={_KEY: json.dumps(described)})
+
+    @classmethod
+    def load(cls, file: Path | str) -> PackedTensor:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            QuantizationError: The file is missing, damaged or holds something else.
+        """
+        fix = "Write it by PackedTensor.save"
+        try:
+            with safe_open(file, "pt") as stored:
+                described = json.loads((stored.metadata() or {})[_KEY])
+                parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            fmt = Format.parse(
+                described["spec"], axis=described["axis"], profile=described["profile"]
+            )
+            return cls(fmt, tuple(described["shape"]), parts.pop("codes"), parts)
+        except FileNotFoundError:
+            raise QuantizationError("there is no such file", where=str(file), fix=fix) from None
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise QuantizationError(
+                "the file holds no packed tensor", where=str(file), cause=str(error), fix=fix
+            ) from None
