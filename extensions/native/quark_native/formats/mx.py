@@ -51,11 +51,12 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat, parse_format
 from quark_core.spec import Rounding, ScaleRule
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import SCALE_NAN, Format, Parameters
 from quark_native.formats.bits import (
     MANTISSA_BITS,
     MIN_SUBNORMAL_EXPONENT,
     exponent_of,
+    exponent_of_power,
     power_of_two,
 )
 from quark_native.formats.layout import Layout
@@ -165,6 +166,16 @@ class SharedExponent(Format):
             min_scale=self.scale_limits[0],
             max_scale=self.scale_limits[1],
         )
+
+    def store_scale(self, scale: Tensor) -> Tensor:
+        """The exponent, counted from the smallest one: E8M0 in the MX formats."""
+        field = exponent_of_power(scale) - self.scale_limits[0]
+        return torch.where(scale.isnan(), SCALE_NAN, field).to(torch.uint8)
+
+    def restore_scale(self, stored: Tensor) -> Tensor:
+        """Undo :meth:`store_scale`."""
+        scale = power_of_two(stored.to(torch.int32) + self.scale_limits[0])
+        return torch.where(stored == SCALE_NAN, torch.nan, scale)
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
         return self.element.round(scaled, rounder)
