@@ -1,0 +1,5 @@
+"""Other libraries' fake quantization, reproduced bit for bit, defects included.
+
+One module a library. A profile answers the question what that library would have returned; the
+formats of this package are the place for what is right.
+"""
