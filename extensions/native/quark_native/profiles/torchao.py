@@ -70,7 +70,8 @@ def mx(
 
     Unlike OCP MX: blocks whose scale code is 0 are divided by 2**-126 but multiplied by 2**-127
     (under rceil by 1); an infinity saturates, its block's other elements become 0; NaN has a code
-    in fp4 and fp6; rceil takes a float32 log2, wrong by one next to powers of two.
+    in fp4 and fp6, chosen by its payload; rceil takes a float32 log2, wrong by one next to powers
+    of two.
 
     Args:
         x: float32 or bfloat16, [..., length], length a multiple of block.
@@ -151,7 +152,7 @@ def nvfp4(x: Tensor, outer: Tensor | None = None) -> Quantized:
     """NVFP4 of torchao 0.18.0, block 16, with one scale level or two.
 
     Unlike the format: scales stay at or above 2**-6, e4m3's smallest normal, so small blocks lose
-    precision; NaN has a code, which depends on its payload; an infinity saturates unless it
+    precision; NaN has a code, chosen by its payload; an infinity saturates unless it
     reaches the outer scale.
 
     Args:
