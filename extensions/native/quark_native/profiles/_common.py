@@ -96,19 +96,6 @@ def block_max(x: Tensor) -> Tensor:
     return x.abs().amax(-1, keepdim=True)
 
 
-def scale_by_power(x: Tensor, exponent: Tensor | int) -> Tensor:
-    """X * 2 ** exponent in float32 for exponents that a single factor cannot hold.
-
-    Args:
-        x: float32, any shape.
-        exponent: int32 within -252..254, broadcast to x; the result is exact unless it is
-            subnormal or too large.
-    """
-    exponent = torch.as_tensor(exponent, dtype=torch.int32, device=x.device)
-    half = exponent.div(2, rounding_mode="floor")
-    return x * power_of_two(half) * power_of_two(exponent - half)
-
-
 def round_to_grid(x: Tensor, element: Element, rounding: str = "even") -> Tensor:
     """The element nearest to each value; what is too large becomes the largest element.
 

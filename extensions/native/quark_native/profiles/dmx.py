@@ -23,20 +23,13 @@ from torch import Tensor
 from quark_native.formats.bits import EXPONENT_BIAS, MANTISSA_BITS, exponent_of
 
 from ._common import block_max, blockwise
+from ._dmx import EXPONENT_MASK, first_bits, make_asymmetric, round_bits, round_on_base
 
 VERSION = "69a2245"
 VERSION_MLTOOLS = "dc4ff9f"
 
-MANTISSA_MASK = (1 << MANTISSA_BITS) - 1
-EXPONENT_MASK = 0xFF << MANTISSA_BITS
-MAX_BFP_PRECISION = 22
-"""The library admits more, but then shifts by a negative number of bits."""
 ASYMMETRY_MASK = 0x7F << 16
 """The first seven mantissa bits, on which dmx-mltools decides."""
-NO_EXPONENT = -200
-"""Stands for the exponent of zero in the asymmetric rule."""
-INT_OF_NAN = -(2.0**31)
-"""What x86-64 converts NaN to."""
 ROUNDINGS = {"N": "nearest", "D": "down", "U": "up"}
 
 
@@ -98,8 +91,8 @@ def bfp(
         return _float_of_block_one(x, precision, rounding)
 
     def quantize(blocks: Tensor) -> Tensor:
-        y = _round_on_base(blocks, block_max(blocks), precision, rounding)
-        return y if symmetric else _make_asymmetric(y, blocks, precision)
+        y = round_on_base(blocks, block_max(blocks), precision, rounding)
+        return y if symmetric else make_asymmetric(y, blocks, precision)
 
     return blockwise(quantize, x, block=block, axis=axis)
 
@@ -139,7 +132,7 @@ def bfp_mltools(
             rises = (blocks == -maximum) & (bits & ASYMMETRY_MASK == ASYMMETRY_MASK)
             raised = (bits & EXPONENT_MASK) + (1 << MANTISSA_BITS)
             maximum = torch.where(rises, raised.view(torch.float32), maximum)
-        return _round_on_base(blocks, maximum, precision, rounding)
+        return round_on_base(blocks, maximum, precision, rounding)
 
     return blockwise(quantize, x, block=block, axis=axis)
 
@@ -200,23 +193,22 @@ def fp(
     Args:
         x: float32, any shape.
         exponent: exponent bits, 1..8.
-        mantissa: stored bits, 0..22.
+        mantissa: stored bits, 0..22; 23 only in FP[1|8|23,127](_N), which is x itself.
         bias: places the smallest normal, 2**(1 - bias).
         flush: subnormals become zero.
         unsigned: the magnitude is returned.
     """
-    smallest = 1 - bias
     if (exponent, mantissa, bias, flush) == (8, 23, 127, False):
-        rounded = x.clone()
-    else:
-        rounded = _round_bits(x, mantissa, "nearest")
-        top = (EXPONENT_BIAS + 2 ** (exponent - 1)) << MANTISSA_BITS
-        bits = rounded.view(torch.int32)
-        largest = torch.tensor(top | _ones(mantissa), dtype=torch.int32).view(torch.float32)
-        rounded = torch.where((bits & EXPONENT_MASK) > top, largest.copysign(x), rounded)
+        return x.abs() if unsigned else x.clone()
+    rounded = round_bits(x, mantissa, "nearest")
+    top = (EXPONENT_BIAS + 2 ** (exponent - 1)) << MANTISSA_BITS
+    largest = torch.tensor(top | first_bits(mantissa), dtype=torch.int32).view(torch.float32)
+    over = (rounded.view(torch.int32) & EXPONENT_MASK) > top
+    rounded = torch.where(over, largest.copysign(x), rounded)
+    smallest = 1 - bias
     small = exponent_of(x) < smallest
     shift = torch.tensor(2.0**smallest).copysign(x)
-    denormal = 0.0 if flush else _round_bits(x + shift, mantissa, "nearest") - shift
+    denormal = 0.0 if flush else round_bits(x + shift, mantissa, "nearest") - shift
     y = torch.where(small, denormal, rounded)
     return y.abs() if unsigned else y
 
@@ -295,71 +287,10 @@ def mxint(x: Tensor, precision: int = 8, *, block: int = 32, axis: int = -1) -> 
     return bfp(x, precision, block=block, axis=axis)
 
 
-def _ones(mantissa: int) -> int:
-    """The mantissa field of float32 with its first bits set."""
-    return MANTISSA_MASK & -1 << MANTISSA_BITS - mantissa
-
-
-def _round_bits(x: Tensor, stored: int, rounding: str) -> Tensor:
-    """Rounds magnitudes to a number of stored mantissa bits, on the bits; subnormals likewise."""
-    bits = x.contiguous().view(torch.int32)
-    dropped = MANTISSA_BITS - stored
-    unit = 1 << dropped
-    if rounding == "nearest":
-        tie_below_even = (bits & 2 * unit - 1) == unit // 2
-        added = torch.where(tie_below_even, 0, unit // 2).to(torch.int32)
-        bits = bits + added
-    elif rounding == "up":
-        bits = bits + unit
-    elif rounding != "down":
-        raise ValueError(f"rounding {rounding!r} is none of nearest, down, up")
-    return (bits & -unit).view(torch.float32)
-
-
-def _round_on_base(x: Tensor, maximum: Tensor, precision: int, rounding: str) -> Tensor:
-    """The block rule: x rides on a base whose last kept bit is the quantum."""
-    if not 2 <= precision <= MAX_BFP_PRECISION:
-        raise ValueError(f"precision {precision} is not within 2..{MAX_BFP_PRECISION}")
-    top = maximum.contiguous().view(torch.int32) & EXPONENT_MASK
-    base = top.view(torch.float32) * 6
-    y = _round_bits(x + base, precision, rounding) - base
-    over = (y.view(torch.int32) & EXPONENT_MASK) > top
-    limit = (top | _ones(precision - 2)).view(torch.float32)
-    # An overflowed base leaves NaN: of inf - inf, negative on x86-64, or under "up" one step above
-    # inf, which is a positive NaN. Its sign becomes the limit's.
-    sign_of_nan = 1.0 if rounding == "up" else -1.0
-    return torch.where(over, limit.copysign(torch.where(y.isnan(), sign_of_nan, y)), y)
-
-
 def _float_of_block_one(x: Tensor, precision: int, rounding: str) -> Tensor:
     if rounding != "nearest":
         raise ValueError(f"rounding {rounding!r} of block 1 is not nearest")
     return fp(x, 8, precision - 2, 127)
-
-
-def _make_asymmetric(y: Tensor, x: Tensor, precision: int) -> Tensor:
-    """Moves codes -(2**(p - 1) - 1) one down where the error does not grow.
-
-    Args:
-        y: quantized blocks, [..., blocks, block].
-        x: what they were.
-        precision: mantissa bits with the sign.
-    """
-    mantissa, exponent = torch.frexp(y)
-    exponent = torch.where(y == 0, NO_EXPONENT, torch.where(y.isnan(), 0, exponent))
-    unit_exponent = exponent.amax(-1, keepdim=True) - precision + 1
-    codes = mantissa * torch.pow(2.0, exponent - unit_exponent)
-    codes = torch.where(codes.isnan(), INT_OF_NAN, codes).int()
-    edge = codes == 1 - 2 ** (precision - 1)
-    error = y - x
-    moved = error - torch.pow(2.0, unit_exponent)
-    codes = codes - (edge & (moved.abs() <= error.abs())).int()
-    # The library works on one block of every row at a time, and leaves it alone without an edge.
-    rows = tuple(range(edge.dim() - 2))
-    touched = edge.any(-1, keepdim=True)
-    if rows:
-        touched = touched.any(rows, keepdim=True)
-    return torch.where(touched, torch.ldexp(codes, unit_exponent), y)
 
 
 def _bfp(x: Tensor, axis: int, precision: str, block: str, symmetric: str, rounding: str) -> Tensor:
