@@ -33,7 +33,8 @@ def mx(
 
     Unlike OCP MX: the scale has no limits; a zero counts as 2**-23 in the maximum, which flushes
     its block when all else is small; an infinity or NaN counts as 2**-1, so an infinity saturates
-    and NaN stays alone.
+    and NaN stays alone. Along any axis but the last, values come back in the wrong places, in the
+    shape of x with that axis and the last exchanged.
 
     Args:
         x: float32, any shape; block divides the axis.
@@ -46,7 +47,7 @@ def mx(
             between the largest element and the next power of two; integers ignore it.
 
     Returns:
-        float32 of the same shape.
+        float32 of the same shape, with the exception above.
 
     Raises:
         ValueError: an unknown name, or a block that does not divide.
@@ -56,9 +57,7 @@ def mx(
         raise ValueError(f"scalemode {scalemode!r} is none of max, midmax")
     if x.shape[axis] % block:
         raise ValueError(f"an axis of {x.shape[axis]} is no multiple of the block {block}")
-    # The library flattens what it transposed; a view of the same order does likewise.
-    moved = x.transpose(axis, -1)
-    blocks = moved.reshape(-1, block)
+    blocks = x.transpose(axis, -1).reshape(-1, block)
     shared = _exponent(blocks).amax(-1, keepdim=True) - grid.emax
     if scalemode == "midmax" and grid.exponent_bits:
         middle = (2.0 ** (grid.emax + 1) + grid.max) / 2
@@ -72,7 +71,8 @@ def mx(
     steps = torch.exp2(grid.mantissa_bits - _exponent(scaled).clamp(min=grid.emin))
     rounded = _round(scaled * steps, rounding) / steps
     y = rounded.clamp(-grid.max, grid.max) * scale
-    return y.reshape(moved.shape).transpose(axis, -1).contiguous()
+    # The shape is that of x before its transposition, which puts blocks of other axes astray.
+    return y.reshape(x.shape).transpose(axis, -1).contiguous()
 
 
 def bfp16(x: Tensor, *, axis: int = -1, rounding: str = "even") -> Tensor:

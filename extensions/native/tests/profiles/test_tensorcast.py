@@ -23,12 +23,19 @@ def test_outputs_equal_the_library_bit_for_bit(key, inputs, check):
     check("tensorcast", key, found)
 
 
-def test_other_axes_hold_blocks_too(inputs):
-    x = inputs["axis_3d"][:, :32].contiguous()
-    kept = x.clone()
-    found = mx(x, "int4", axis=1)
-    assert torch.equal(found, mx(x.movedim(1, -1), "int4").movedim(-1, 1))
-    assert torch.equal(x, kept)
+def test_blocks_of_other_axes_come_back_in_the_wrong_places(inputs):
+    x = inputs["normal"]
+    right = mx(x.T.contiguous(), "int4")
+    found = mx(x, "int4", axis=0)
+    assert found.shape == (64, 32)
+    assert torch.equal(found.T.flatten(), right.flatten())
+    assert not torch.equal(found, right)
+
+
+def test_input_stays_as_it_is(inputs):
+    x = inputs["zeros"].clone()
+    assert mx(x, scalemode="midmax").shape == x.shape
+    assert torch.equal(x, inputs["zeros"])
 
 
 def test_ties_by_rounding():
