@@ -52,7 +52,7 @@ def format_for(spec: TensorSpec, axis: int | None = None, *, profile: str = "ocp
     if reason is not None:
         raise UnsupportedSpecError([Problem("format", reason)])
     if profile != "ocp":
-        from quark_native.profiles import profiled
+        from quark_native.profiles.adapter import profiled
 
         fmt = profiled(spec, _layout(spec, axis), profile)
     else:

@@ -1,20 +1,7 @@
-"""Profiles: the numerics of other libraries, bit for bit, where they differ from ours.
+"""Other libraries' fake quantization, reproduced bit for bit, defects included.
 
-``ocp`` is the default: the specifications' arithmetic, exact.
+One module a library. A profile answers the question what that library would have returned; the
+formats of this package are the place for what is right. ``Format.parse(..., profile="dmx")`` makes
+a format of them (see :mod:`~quark_native.profiles.adapter`); the functions take the libraries' own
+parameters.
 """
-
-from __future__ import annotations
-
-from quark_core.errors import UnknownNameError
-from quark_core.spec import TensorSpec
-from quark_native.formats.base import Format
-from quark_native.formats.layout import Layout
-
-
-def profiled(spec: TensorSpec, layout: Layout, profile: str) -> Format:
-    """The format of a resolved spec with another library's numerics.
-
-    Raises:
-        UnknownNameError: There is no such profile.
-    """
-    raise UnknownNameError(f"unknown profile {profile!r}", fix="Write ocp")

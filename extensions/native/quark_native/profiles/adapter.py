@@ -1,0 +1,224 @@
+"""Formats with another library's numerics, by the name of a profile.
+
+``ocp`` is the default: the specifications' arithmetic, exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from quark_core.errors import Problem, UnknownNameError, UnsupportedSpecError, did_you_mean
+from quark_core.formats import NumberFormat
+from quark_core.spec import TensorSpec
+from quark_native.formats.base import Format, Parameters, require_floating
+from quark_native.formats.layout import Layout
+from quark_native.formats.rounding import Rounder
+from quark_native.profiles import brevitas, dmx, gfloat, microxcaling, quark, tensorcast, torchao
+
+_Function = Callable[[Tensor], Tensor]
+_Build = Callable[[TensorSpec, int], _Function | None]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A library's numerics.
+
+    Attributes:
+        name: As in ``Format.parse(..., profile=NAME)``.
+        version: Of the library.
+        build: Makes the function of a resolved spec and an axis; None if the library has no such
+            format.
+    """
+
+    name: str
+    version: str
+    build: _Build
+
+
+class Profiled(Format):
+    """Fake quantization as another library does it; its values need no codes of this format."""
+
+    def __init__(self, number: NumberFormat, layout: Layout, profile: str, run: _Function) -> None:
+        super().__init__(number, layout)
+        self.profile = profile
+        self._run = run
+
+    def fake_quantize(
+        self,
+        x: Tensor,
+        parameters: Parameters | None = None,
+        *,
+        out: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """What the library returns for x, computed in float32.
+
+        Args:
+            x: Floating point.
+            parameters: Must be None.
+            out: Where to write.
+            seed: Unused: no stochastic rounding is reproduced.
+        """
+        require_floating(self.number.name, x)
+        found = self._run(x.to(torch.float32)).to(x.dtype) if x.numel() else x.clone()
+        return found if out is None else out.copy_(found)
+
+    def measure(self, x: Tensor) -> Parameters:
+        """Not of another library."""
+        self._refuse()
+
+    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
+        self._refuse()
+
+    def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
+        self._refuse()
+
+    def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
+        self._refuse()
+
+    def _element_limits(self) -> tuple[float, float]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(
+            f"profile {self.profile} reproduces values, which may have no codes in "
+            f"{self.number.name}: encode with the default profile"
+        )
+
+
+def _element(spec: TensorSpec) -> str | None:
+    """The element of an MX format by microxcaling's names."""
+    number = spec.number_format
+    if number.family != "mx" or spec.rounding not in _MICROXCALING_ROUNDINGS:
+        return None
+    return number.name.partition("{")[0].removeprefix("mx")
+
+
+_MICROXCALING_ROUNDINGS = {
+    "nearest_away": "nearest",
+    "nearest_even": "even",
+    "toward_zero": "floor",
+}
+
+
+def _microxcaling(spec: TensorSpec, axis: int) -> _Function | None:
+    element, block = _element(spec), spec.number_format.block or 32
+    if element is None or spec.scale_rule != "floor":
+        return None
+    rounding = _MICROXCALING_ROUNDINGS[spec.rounding]
+    return lambda x: microxcaling.mx_torch(x, element, block=block, axis=axis, rounding=rounding)
+
+
+def _torchao(spec: TensorSpec, axis: int) -> _Function | None:
+    if spec.rounding != "nearest_even":
+        return None
+    if spec.number_format.family == "nvfp":
+        return _nvfp(spec, axis)
+    element, block = _element(spec), spec.number_format.block or 32
+    scaling = spec.scale_rule or "floor"
+    if element is None or element.startswith("int"):
+        return None
+    return lambda x: _last(
+        x, axis, lambda rows: torchao.mx(rows, element, block=block, scaling=scaling).values
+    )
+
+
+def _nvfp(spec: TensorSpec, axis: int) -> _Function:
+    two_levels = spec.format == "nvfp4"
+
+    def run(rows: Tensor) -> Tensor:
+        return torchao.nvfp4(rows, torchao.per_tensor_scale(rows) if two_levels else None).values
+
+    return lambda x: _last(x, axis, run)
+
+
+def _dmx(spec: TensorSpec, axis: int) -> _Function | None:
+    number = spec.number_format
+    name = number.name.upper()
+    if spec.rounding != "nearest_even":
+        return None
+    if number.family == "bfp" and name.startswith("BFP["):
+        shorthand = name if name.endswith(")") else f"{name}(SN)"
+    elif number.family == "mx" and number.exponent is None:
+        shorthand = f"MXINT{number.bits}{{{number.block}}}"
+    elif number.family == "mx" and spec.scale_rule == "floor":
+        element = f"E{number.exponent}M{number.mantissa}"
+        shorthand = f"MXFP{number.bits}[{element}]{{{number.block}}}"
+    elif number.family == "sbfp":
+        sizes = name.removeprefix("SBFP").partition("{")[0].strip("[]").split("|")
+        shorthand = (
+            f"SBFP<XP[{sizes[0]},0](CSN)><FP[0|{'|'.join(sizes[1:])}](FN)>{{{number.block}}}"
+        )
+    elif number.family == "fixed" and number.signed:
+        shorthand = name.replace("FIXED", "XP") + ("" if name.endswith(")") else "(C_N)")
+    else:
+        return None
+    return lambda x: dmx.cast(x, shorthand, axis=axis)
+
+
+def _quark(spec: TensorSpec, axis: int) -> _Function | None:
+    name, block = spec.format, spec.number_format.block or 32
+    if spec.rounding != "nearest_even":
+        return None
+    if name == "bfp16":
+        return lambda x: quark.bfp16(x, axis=axis)
+    if name in ("mx6", "mx9"):
+        return lambda x: quark.microexponents(x, name, axis=axis)
+    element, scaling = _element(spec), spec.scale_rule or "floor"
+    if element is None or scaling == "rceil" or element in ("int4", "int2"):
+        return None
+    return lambda x: quark.mx(x, element, block=block, axis=axis, scaling=scaling)
+
+
+def _plain_mx(run: Callable[..., Tensor], *elements: str) -> _Build:
+    def build(spec: TensorSpec, axis: int) -> _Function | None:
+        element, block = _element(spec), spec.number_format.block or 32
+        known = element is not None and (element in elements or element.startswith("fp"))
+        if not known or spec.rounding != "nearest_even" or spec.scale_rule != "floor":
+            return None
+        return lambda x: run(x, element, block=block, axis=axis)
+
+    return build
+
+
+def _last(x: Tensor, axis: int, run: _Function) -> Tensor:
+    """The library quantizes along the last axis only."""
+    return run(x.movedim(axis, -1).contiguous()).movedim(-1, axis)
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("microxcaling", microxcaling.VERSION, _microxcaling),
+        Profile("torchao", torchao.VERSION, _torchao),
+        Profile("dmx", dmx.VERSION, _dmx),
+        Profile("quark", quark.VERSION, _quark),
+        Profile("brevitas", brevitas.VERSION, _plain_mx(brevitas.mx, "int8")),
+        Profile("tensorcast", tensorcast.VERSION, _plain_mx(tensorcast.mx, "int8", "int4")),
+        Profile("gfloat", gfloat.VERSION, _plain_mx(gfloat.mx, "int8")),
+    )
+}
+
+
+def profiled(spec: TensorSpec, layout: Layout, profile: str) -> Format:
+    """The format of a resolved spec with another library's numerics.
+
+    Raises:
+        UnknownNameError: There is no such profile.
+        UnsupportedSpecError: The library has no such format.
+    """
+    known = PROFILES.get(profile)
+    if known is None:
+        names = ["ocp", *PROFILES]
+        hint = did_you_mean(profile, names) or f"Profiles are {', '.join(names)}"
+        raise UnknownNameError(f"unknown profile {profile!r}", fix=hint)
+    run = known.build(spec, layout.axis)
+    if run is None:
+        text = f"profile {profile} ({known.version}) has no {spec}: use the default profile, ocp"
+        raise UnsupportedSpecError([Problem("profile", text)])
+    return Profiled(spec.number_format, layout, profile, run)
