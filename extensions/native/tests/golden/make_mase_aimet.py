@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-NOTES = ("note",)
+NOTES = ("note", "calib", "out_dtype", "maxval")
 """Remarks among a configuration's arguments."""
+AIMET_FILES = ("affine", "lpbq", "float")
 
 
 def digest(values: np.ndarray) -> str:
@@ -55,12 +56,43 @@ def mase(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return inputs, table
 
 
+def aimet(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The inputs, each once, and by file and case its arguments, inputs and outputs.
+
+    A range is an input where a gradient with respect to it is an output.
+    """
+    inputs: dict[str, np.ndarray] = {}
+    names: dict[tuple[str, tuple[int, ...]], str] = {}
+    table: dict[str, Any] = {}
+    for file in AIMET_FILES:
+        arrays = np.load(folder / f"{file}.npz")
+        for case, row in json.loads((folder / f"{file}.manifest.json").read_text()).items():
+            fields = [key[len(case) + 1 :] for key in arrays if key.startswith(f"{case}/")]
+            if not fields:
+                continue
+            given = {"x", "g"} | ({"min", "max"} if "grad_x" in fields else set())
+            arguments = {key: value for key, value in row.items() if key not in NOTES}
+            entry: dict[str, Any] = {"arguments": arguments, "inputs": {}, "outputs": {}}
+            for field in fields:
+                values = arrays[f"{case}/{field}"]
+                if field not in given:
+                    entry["outputs"][field] = digest(values)
+                    continue
+                name = names.setdefault((digest(values), values.shape), f"input{len(names)}")
+                inputs[name] = values
+                entry["inputs"][field] = name
+            table.setdefault(file, {})[case] = entry
+    return inputs, table
+
+
 def main() -> None:
     """Write the files beside this script."""
     folder = Path(sys.argv[1])
     mase_inputs, mase_table = mase(folder / "mase")
+    aimet_inputs, aimet_table = aimet(folder / "aimet")
     np.savez_compressed(HERE / "mase.npz", **mase_inputs)
-    text = json.dumps({"mase": mase_table}, indent=1, sort_keys=True)
+    np.savez_compressed(HERE / "aimet.npz", **aimet_inputs)
+    text = json.dumps({"aimet": aimet_table, "mase": mase_table}, indent=1, sort_keys=True)
     (HERE / "mase_aimet.json").write_text(text + "\n")
 
 
