@@ -38,10 +38,12 @@ void pointwise(const qn_format *f, const float *x, float *y, int64_t n, const fl
         const int32_t lowest = f->min_exponent + 127, highest = f->max_exponent + 127;
         EACH(i, n) y[i] = to_power(x[i], lowest, highest);
     } else if (f->kind == QN_BINARY) {
-        if (step == 0) EACH(i, n) y[i] = binary(x[i], scale[0], low);
+        const float s = scale[0];
+        if (step == 0) EACH(i, n) y[i] = binary(x[i], s, low);
         else EACH(i, n) y[i] = binary(x[i], scale[i], low);
     } else {
-        if (step == 0) EACH(i, n) y[i] = ternary(x[i], scale[0], extra[0]);
+        const float s = scale[0], threshold = extra[0];
+        if (step == 0) EACH(i, n) y[i] = ternary(x[i], s, threshold);
         else EACH(i, n) y[i] = ternary(x[i], scale[i], extra[i]);
     }
 }
@@ -103,13 +105,18 @@ INLINE void log_block(const qn_format *f, const float *x, float *y, int64_t n, c
 // NVFP4: the scale is the e4m3 nearest to M / 6 / outer, 2^-9 at least, times outer.
 INLINE float nvfp_scale(uint32_t largest, float outer) {
     if (largest >= EXPONENT) return as_float(NOT_A_NUMBER);
-    // At 29 bits more than e4m3 has, the double's own roundings cannot reach a tie but from one.
+    // A double has 49 bits more than e4m3: its own roundings cannot reach a tie but from one.
     double wanted = (double)as_float(largest) / 6.0 / (double)outer;
-    if (wanted > 448.0) wanted = 448.0;
-    int exponent = -6;
-    while (exponent < 8 && wanted >= (double)power(exponent + 1)) exponent++;
-    double step = (double)power(exponent - 3), magic = 6755399441055744.0;
-    double inner = ((wanted / step + magic) - magic) * step;
+    wanted = wanted > 448.0 ? 448.0 : wanted;
+    uint64_t bits;
+    memcpy(&bits, &wanted, 8);
+    int exponent = (int)(bits >> 52) - 1023;
+    exponent = exponent < -6 ? -6 : exponent;
+    // As in to_grid, for the three mantissa bits of a double.
+    bits = ((uint64_t)(exponent - 3 + 52 + 1023) << 52) | (1ull << 51);
+    double c;
+    memcpy(&c, &bits, 8);
+    double inner = (wanted + c) - c;
     return (float)(inner < 0x1p-9 ? 0x1p-9 : inner) * outer;
 }
 
@@ -117,10 +124,10 @@ template <int R, int N>
 INLINE void nvfp_block(const qn_format *f, const float *x, float *y, int64_t n, const float *random,
                        float outer) {
     if (N) n = N;
-    const float s = nvfp_scale(largest_of<N>(x, n), outer);
+    const float s = nvfp_scale(largest_of<N>(x, n), outer), high = f->high;
     const grid g = {(int32_t)((uint32_t)(f->min_exponent + 127) << 23),
-                    (uint32_t)(23 - f->mantissa) << 23, (uint32_t)f->mantissa << 23, f->high};
-    EACH(i, n) y[i] = scaled<R>(x[i], s, -f->high, g, random[i]);
+                    (uint32_t)(23 - f->mantissa) << 23, (uint32_t)f->mantissa << 23, high};
+    EACH(i, n) y[i] = scaled<R>(x[i], s, -high, g, random[i]);
 }
 
 template <int R, int N>
@@ -143,7 +150,8 @@ void blocks_of(const qn_format *f, const float *x, float *y, int64_t n, int64_t 
 template <int R>
 void blocks(const qn_format *f, const float *x, float *y, int64_t n, int64_t block,
             const float *random, float outer) {
-    switch (block) {
+    // Common sizes are compiled on their own, for the common rounding.
+    switch (R == QN_NEAREST_EVEN ? block : 0) {
     case 16: return blocks_of<R, 16>(f, x, y, n, block, random, outer);
     case 32: return blocks_of<R, 32>(f, x, y, n, block, random, outer);
     case 64: return blocks_of<R, 64>(f, x, y, n, block, random, outer);
@@ -152,7 +160,7 @@ void blocks(const qn_format *f, const float *x, float *y, int64_t n, int64_t blo
 }
 
 // Blocks across rows: a strip of columns at a time, each with a block of its own.
-enum { STRIP = 128 };
+static const int64_t STRIP = 128;
 
 template <int R>
 void strip(const qn_format *f, const qn_layout *at, const qn_data *d, int64_t first, int64_t rows,
@@ -267,7 +275,7 @@ void columns(const qn_format *f, const qn_layout *at, const qn_data *d, qn_range
     alignas(64) float in[CHUNK];
     alignas(64) float out[CHUNK];
     alignas(64) float random[CHUNK];
-    const int64_t chunks = ceil_div(at->inner, (int64_t)CHUNK);
+    const int64_t chunks = ceil_div(at->inner, CHUNK);
     for (int64_t item = range.first; item < range.last; item++) {
         const int64_t row = item / chunks, begin = item % chunks * CHUNK;
         const int64_t n = begin + CHUNK > at->inner ? at->inner - begin : CHUNK;
@@ -285,7 +293,7 @@ void columns(const qn_format *f, const qn_layout *at, const qn_data *d, qn_range
 template <int R>
 void strips(const qn_format *f, const qn_layout *at, const qn_data *d, qn_range range) {
     const int64_t groups = ceil_div(at->length, at->block);
-    const int64_t across = ceil_div(at->inner, (int64_t)STRIP);
+    const int64_t across = ceil_div(at->inner, STRIP);
     for (int64_t item = range.first; item < range.last; item++) {
         const int64_t outer = item / across / groups, group = item / across % groups;
         const int64_t column = item % across * STRIP, row = group * at->block;
@@ -297,8 +305,8 @@ void strips(const qn_format *f, const qn_layout *at, const qn_data *d, qn_range 
 
 int64_t items(const qn_format *f, const qn_layout *at) {
     if (at->inner == 1) return at->outer * ceil_div(at->length, chunk_of(at));
-    if (!finds_scales(f)) return at->outer * at->length * ceil_div(at->inner, (int64_t)CHUNK);
-    return at->outer * ceil_div(at->length, at->block) * ceil_div(at->inner, (int64_t)STRIP);
+    if (!finds_scales(f)) return at->outer * at->length * ceil_div(at->inner, CHUNK);
+    return at->outer * ceil_div(at->length, at->block) * ceil_div(at->inner, STRIP);
 }
 
 template <int R>

@@ -20,8 +20,6 @@ typedef struct {
     const qn_table *table;
 } variant;
 
-static const variant *in_use(void);
-
 static int runs_here(const char *name) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -81,22 +79,22 @@ typedef struct {
 
 static void quantize_part(const void *job, int64_t first, int64_t last) {
     const work *w = job;
-    in_use()->run(w->format, w->layout, w->data, (qn_range){first, last});
+    in_use()->table->run(w->format, w->layout, w->data, (qn_range){first, last});
 }
 
 static void pack_part(const void *job, int64_t first, int64_t last) {
     const work *w = job;
-    in_use()->pack(w->format, w->layout, w->packed, (qn_range){first, last});
+    in_use()->table->pack(w->format, w->layout, w->packed, (qn_range){first, last});
 }
 
 static void unpack_part(const void *job, int64_t first, int64_t last) {
     const work *w = job;
-    in_use()->unpack(w->table, w->scale_bias, w->layout, w->packed, w->out, (qn_range){first, last});
+    in_use()->table->unpack(w->table, w->scale_bias, w->layout, w->packed, w->out, (qn_range){first, last});
 }
 
 int qn_fake_quantize(const qn_format *f, const qn_layout *at, const qn_data *d, int threads) {
     work w = {.format = f, .layout = at, .data = d};
-    return pool_run(quantize_part, &w, in_use()->items(f, at), threads);
+    return pool_run(quantize_part, &w, in_use()->table->items(f, at), threads);
 }
 
 static int64_t chunks(const qn_layout *at) {

@@ -10,6 +10,7 @@ extern "C" {
 #endif
 
 #define QN_ABI 1
+#define QN_API __attribute__((visibility("default")))
 
 enum { QN_FLOAT32, QN_BFLOAT16, QN_FLOAT16 };
 
@@ -53,15 +54,15 @@ typedef struct {
     int64_t first, last;
 } qn_range;
 
-int qn_abi(void);
-const char *qn_isa(void);                 // the instruction set in use
-int qn_use_isa(const char *name);         // 0, or -1 if this machine has it not
-int qn_fake_quantize(const qn_format *, const qn_layout *, const qn_data *, int threads);
-int qn_pack(const qn_format *, const qn_layout *, const qn_packed *, int threads);
+QN_API int qn_abi(void);
+QN_API const char *qn_isa(void);                 // the instruction set in use
+QN_API int qn_use_isa(const char *name);         // 0, or -1 if this machine has it not
+QN_API int qn_fake_quantize(const qn_format *, const qn_layout *, const qn_data *, int threads);
+QN_API int qn_pack(const qn_format *, const qn_layout *, const qn_packed *, int threads);
 // Values of codes: table[code] * 2^(scale code + scale_bias), NaN for the scale code 255.
-int qn_unpack(const float *table, int scale_bias, const qn_layout *, const qn_packed *, void *out,
+QN_API int qn_unpack(const float *table, int scale_bias, const qn_layout *, const qn_packed *, void *out,
               int threads);
-void qn_advise_huge(void *memory, int64_t bytes);
+QN_API void qn_advise_huge(void *memory, int64_t bytes);
 
 #ifdef __cplusplus
 }

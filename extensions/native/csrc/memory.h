@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-enum { CHUNK = 2048 };  // elements that are processed together: their float32 stay in the L1 cache
+static const int64_t CHUNK = 2048;  // elements that are processed together: their float32 stay in the L1 cache
 
 INLINE float from_half(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;

@@ -110,13 +110,14 @@ void pack_rounded(const qn_format *f, const qn_layout *at, const qn_packed *p, q
             } else if (s.fast && s.scale > -126 && s.scale < 127) {
                 const float inverse = power(-s.scale);  // exact, like the division
                 if (fixed) EACH(j, block)
-                    c[j] = fixed_code(to_grid<R>(v[j] * inverse, g, random_here[j]), steps, mask);
+                    c[j] = fixed_code(to_grid<R>(kept<R>(v[j] * inverse, v[j]), g, random_here[j]),
+                                      steps, mask);
                 else EACH(j, block)
-                    c[j] = float_code<R>(v[j] * inverse, g, k, random_here[j]);
+                    c[j] = float_code<R>(kept<R>(v[j] * inverse, v[j]), g, k, random_here[j]);
             } else {
                 const float scale = power(s.scale);
                 for (int64_t j = 0; j < block; j++) {
-                    const float e = element_of<R>(f, v[j] / scale, random_here[j]);
+                    const float e = element_of<R>(f, divided<R>(v[j], scale), random_here[j]);
                     c[j] = fixed ? fixed_code(e, steps, mask)
                                  : float_code<QN_NEAREST_EVEN>(e, g, k, 0.0f);
                 }

@@ -66,7 +66,10 @@ INLINE float corrected(float a, float nearest, float q, uint32_t sign, float ran
     if (R == QN_NEAREST_AWAY) return a - r == 0.5f * q ? r + q : r;
     float down = r > a ? r - q : r;
     if (R == QN_TOWARD_ZERO) return down;
-    if (R == QN_STOCHASTIC) return (a - down) / q * NOISE_STEPS > random ? down + q : down;
+    if (R == QN_STOCHASTIC) {  // u < f, written so that a quotient lost to underflow counts
+        float rest = a - down;
+        return (random == 0.0f ? rest > 0 : rest / q * NOISE_STEPS > random) ? down + q : down;
+    }
     float up = r < a ? r + q : r;
     return (R == QN_CEIL) == (sign == 0) ? up : down;
 }
@@ -100,19 +103,30 @@ INLINE float to_integer(float v, float random) {
     return as_float(as_bits(r) | sign);
 }
 
-INLINE float clamped(float v, float low, float high) {  // NaN stays
-    v = v < low ? low : v;
+INLINE float clamped(float v, float low, float high) {  // NaN stays; -0 is not above 0
+    v = v <= low ? low : v;
     return v > high ? high : v;
 }
 
+// A quotient v of x too small for a float stays the smallest one where that is rounded away.
+template <int R>
+INLINE float kept(float v, float x) {
+    if (R == QN_FLOOR || R == QN_CEIL || R == QN_STOCHASTIC)
+        v = v == 0 && x != 0 ? as_float((as_bits(x) & SIGN) | 1u) : v;
+    return v;
+}
+
+template <int R>
+INLINE float divided(float x, float scale) { return kept<R>(x / scale, x); }
+
 template <int R>
 INLINE float affine(float x, float scale, float low, float high, float random) {
-    return to_integer<R>(clamped(x / scale, low, high), random) * scale;
+    return to_integer<R>(clamped(divided<R>(x, scale), low, high), random) * scale;
 }
 
 template <int R>
 INLINE float scaled(float x, float scale, float low, grid g, float random) {
-    return to_grid<R>(clamped(x / scale, low, g.high), g, random) * scale;
+    return to_grid<R>(clamped(divided<R>(x, scale), low, g.high), g, random) * scale;
 }
 
 // lowest, highest: exponent fields, 1..254.
@@ -189,7 +203,7 @@ INLINE float element_of(const qn_format *f, float v, float random) {
 template <int R>
 INLINE float exact(const qn_format *f, float x, int scale, float random) {
     float s = power(scale);
-    return element_of<R>(f, x / s, random) * s;
+    return element_of<R>(f, divided<R>(x, s), random) * s;
 }
 
 // d-Matrix's block floating point: t = fl(x + 6 * 2^E) is rounded to multiples of the step, both
@@ -215,7 +229,8 @@ INLINE bfp_shared bfp_share(const qn_format *f, uint32_t largest) {
 INLINE float bfp(float x, bfp_shared s) {
     float t = x + s.base;
     t = (t + s.c) - s.c;
-    return clamped(t - s.base, s.low, s.high);
+    float r = clamped(t - s.base, s.low, s.high);
+    return as_float(as_bits(r) | (as_bits(x) & SIGN));  // what rounds to zero keeps its sign
 }
 
 INLINE float bfp_exact(const qn_format *f, float x, bfp_shared s) {

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quark_core.errors import QuantizationError
-from quark_native.formats.base import Encoded, Format, Parameters
+from quark_native.formats.base import Encoded, Format, Parameters, require_floating
+from quark_native.kernels import dispatch
 from quark_native.packing import pack, unpack
 
 _KEY = "quark_native.packed"
@@ -38,9 +39,14 @@ class PackedTensor:
     @classmethod
     def quantize(cls, fmt: Format, x: Tensor, parameters: Parameters | None = None) -> PackedTensor:
         """Quantize and pack x; see :meth:`Format.quantize`."""
-        encoded = fmt.encode(x, parameters)
+        require_floating(fmt.number.name, x)
+        fmt.layout.check(tuple(x.shape))
         if not x.numel():
             return cls(fmt, tuple(x.shape), torch.empty(0, dtype=torch.uint8))
+        packed = dispatch.pack(fmt, x) if parameters is None else None
+        if packed is not None:
+            return cls(fmt, tuple(x.shape), packed[0], {"scale": packed[1]})
+        encoded = fmt.encode(x, parameters)
         codes = pack(encoded.codes, fmt.number.bits)
         return cls(fmt, tuple(x.shape), codes, fmt.store(encoded.parameters))
 
@@ -49,6 +55,10 @@ class PackedTensor:
         fmt, count = self.format, math.prod(self.shape)
         if not count:
             return torch.empty(self.shape, dtype=dtype)
+        if "scale" in self.parts:
+            found = dispatch.unpack(fmt, self.shape, self.codes, self.parts["scale"], dtype)
+            if found is not None:
+                return found
         codes = unpack(self.codes, fmt.number.bits, count, signed=fmt.signed_codes)
         codes = codes.reshape(self.shape)
         return fmt.decode(Encoded(codes, fmt.restore(self.parts, self.shape)), dtype)

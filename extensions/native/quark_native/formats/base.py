@@ -23,9 +23,10 @@ from quark_core.spec import Role, Rounding, ScaleFormat, TensorSpec
 from quark_native.formats.bits import EXPONENT_BIAS, exponent_of_power, power_of_two
 from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder, noise
+from quark_native.kernels import dispatch
+from quark_native.kernels.call import Call
 
 if TYPE_CHECKING:
-    from quark_native.kernels.call import Call
     from quark_native.packed import PackedTensor
 
 SCALE_NAN = 255
@@ -181,6 +182,10 @@ class Format(ABC):
         """What a kernel needs to know of this format, or None if none computes it."""
         return None
 
+    def outer_parameters(self, x: Tensor) -> Parameters | None:
+        """What a kernel that finds the scales of blocks must be given beside x."""
+        return None
+
     # The same for all.
 
     def fake_quantize(
@@ -208,8 +213,6 @@ class Format(ABC):
             TypeError: x is not floating point.
             ValueError: x has not the axis of the layout, or ``out`` does not fit.
         """
-        from quark_native.kernels import dispatch
-
         return dispatch.fake_quantize(self, x, parameters, out, seed)
 
     def specification(
@@ -307,12 +310,12 @@ class Format(ABC):
 
     def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         scale, zero_point = self._spread(parameters, x.ndim)
-        elements = self._round(self.layout.split(x) / scale, zero_point, rounder)
+        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
         return elements.mul_(scale)
 
     def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         scale, zero_point = self._spread(parameters, x.ndim)
-        elements = self._round(self.layout.split(x) / scale, zero_point, rounder)
+        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
         return self._codes(elements, zero_point)
 
     def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:

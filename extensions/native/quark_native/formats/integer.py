@@ -105,11 +105,14 @@ class Integer(Format):
         return torch.maximum(above, below)
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        rounded = rounder(scaled)
-        if zero_point is None:
-            return rounded.clamp_(self.lowest, self.highest)
-        shift = zero_point.to(scaled.dtype)
-        return rounded.clamp_(self.lowest - shift, self.highest - shift)
+        # Bounds are integers, so it makes no difference whether values are clipped or rounded first.
+        if zero_point is None and self.lowest < 0:
+            return rounder(scaled.clamp_(self.lowest, self.highest))
+        shift = 0 if zero_point is None else zero_point.to(scaled.dtype)
+        low, high = self.lowest - shift, self.highest - shift
+        # Not clamp, which leaves open what becomes of -0 at a bound of 0.
+        scaled = torch.where(scaled <= low, low, scaled)
+        return rounder(torch.where(scaled > high, high, scaled))
 
     def _within(self, scaled: Tensor, zero_point: Tensor | None) -> Tensor:
         # What lies beyond an end by less than half a step is rounded to it, as anywhere else.
@@ -162,8 +165,9 @@ class FixedPoint(Format):
         return Parameters(torch.tensor(2.0**-self.fraction))
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        rounded = rounder(scaled)
-        return rounded.clamp_(self.lowest, self.highest) if self.clamps else rounded
+        if self.clamps:
+            scaled = torch.where(scaled <= self.lowest, self.lowest, scaled).clamp_(max=self.highest)
+        return rounder(scaled)
 
     def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
         if not self.clamps:

@@ -104,7 +104,9 @@ class Minifloat:
             x: float32, any shape; left unchanged.
             rounder: What to do between two elements.
         """
-        x = x.clamp(-self.max if self.signed else 0.0, self.max)
+        x = x.clamp(-self.max, self.max)
+        if not self.signed:
+            x = torch.where(x <= 0, 0.0, x)  # -0 too
         step = self._step(x)
         # x / step is below 2^(m+1): the division and the product by a power of two are exact.
         rounded = rounder(x.div_(step)).mul_(step)

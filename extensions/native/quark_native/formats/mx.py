@@ -167,6 +167,18 @@ class SharedExponent(Format):
             max_scale=self.scale_limits[1],
         )
 
+    def code_table(self) -> Tensor:
+        """The element of each code, float32; of two's complement codes read as unsigned."""
+        codes = torch.arange(1 << self.number.bits, dtype=torch.int32)
+        if self.signed_codes:
+            codes = torch.where(codes >= codes.numel() // 2, codes - codes.numel(), codes)
+        return self._elements(codes, None)
+
+    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        scale, _ = self._spread(parameters, x.ndim)
+        # Nothing but its scale tells that a block is NaN.
+        return torch.where(scale.isnan(), 0, super()._coded(x, parameters, rounder))
+
     def store_scale(self, scale: Tensor) -> Tensor:
         """The exponent, counted from the smallest one: E8M0 in the MX formats."""
         field = exponent_of_power(scale) - self.scale_limits[0]

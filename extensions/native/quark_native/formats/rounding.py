@@ -65,8 +65,21 @@ class Rounder:
         else:
             assert self.noise is not None
             up = rest * 2.0**NOISE_BITS > self.noise
-        # The sign of x itself: the integer part of -0.6 is -0.
-        return whole.add_(torch.where(up, torch.ones_like(x).copysign_(x), 0.0))
+        # The sign of x itself: what rounds to zero keeps it.
+        return whole.abs_().add_(up).copysign_(x)
+
+    def divide(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x / scale, for rounding.
+
+        A quotient too small for its dtype becomes the smallest number with its sign, where that
+        is still rounded away from zero.
+        """
+        quotient = x / scale
+        if self.mode in ("floor", "ceil", "stochastic"):
+            lost = (quotient == 0) & (x != 0)
+            tiny = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
+            quotient = torch.where(lost, torch.copysign(torch.full_like(x, tiny), x), quotient)
+        return quotient
 
 
 def noise(shape: tuple[int, ...], seed: int, device: torch.device | None = None) -> Tensor:

@@ -32,8 +32,9 @@ from quark_core.formats import NumberFormat, parse_format
 from quark_core.spec import Rounding, ScaleFormat
 from quark_native.formats.base import Format, Parameters
 from quark_native.formats.layout import Layout
-from quark_native.formats.minifloat import Minifloat, element_of
+from quark_native.formats.minifloat import Minifloat, element_call, element_of
 from quark_native.formats.rounding import Rounder
+from quark_native.kernels.call import Call
 
 
 class _FloatScaled(Format):
@@ -90,6 +91,21 @@ class Nvfp4(_FloatScaled):
         inner = self._inner(_to_odd(wanted))
         scale = inner * outer
         return Parameters(torch.where(largest.isfinite(), scale, torch.nan), outer=outer)
+
+    def call(self) -> Call | None:
+        """One pass over the blocks; the outer scale is given."""
+        return element_call("nvfp", self.element, self.rounding)
+
+    def outer_parameters(self, x: Tensor) -> Parameters:
+        """The outer scale, found in a pass of its own."""
+        if self.number.name != "nvfp4":
+            one = torch.ones((), device=x.device)
+            return Parameters(one, outer=one)
+        low, high = torch.aminmax(x)
+        largest = torch.maximum(high, -low).to(torch.float32)
+        if not largest.isfinite():  # blocks that hold an infinity or NaN do not count
+            largest = self.layout.largest(x.to(torch.float32))
+        return Parameters(largest, outer=self._outer(largest))
 
     def _outer(self, largest: Tensor) -> Tensor:
         if self.number.name != "nvfp4":

@@ -39,3 +39,8 @@ class Call:
     bump: int = 0
     min_scale: int = -127
     max_scale: int = 127
+
+    @property
+    def given(self) -> bool:
+        """Whether scales are given to the kernel, not found in each block."""
+        return self.kind not in ("mx", "bfp", "block_log", "nvfp")

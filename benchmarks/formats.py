@@ -1,0 +1,169 @@
+"""What the kernels cost, as ratios to torch.clone of the same float32 tensor.
+
+    python benchmarks/formats.py [--sizes 4096 16384] [--threads 1 2] [--repeats 11] [--only WORD]
+
+Every round runs each case once, in turn, with the two floors among them: ``clone`` (a copy into
+fresh memory) and ``copy_`` (into memory that is there). Figures are medians of the rounds divided
+by the median of the clones. Targets are of the form "must / aim"; a figure above its "must" is
+marked. ``--gpu`` measures the Triton kernels instead, against the copy bandwidth of the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from quark_native.formats import Format, Parameters
+from quark_native.kernels import dispatch, library
+from torch import Tensor
+
+
+@dataclass
+class Case:
+    """Something to time.
+
+    Attributes:
+        path: What it is, as a row of the table.
+        must: The ratio it has to keep, or None.
+        aim: The ratio hoped for.
+        run: The work; the floors' names are reserved.
+    """
+
+    path: str
+    must: float | None
+    aim: float | None
+    run: Callable[[], object]
+    times: list[float] = field(default_factory=list)
+
+
+def cases(x: Tensor) -> list[Case]:
+    """All cases for a float32 tensor."""
+    out, narrow = torch.empty_like(x), x.to(torch.bfloat16)
+    narrow_out = torch.empty_like(narrow)
+    found = [
+        Case("clone", None, None, x.clone),
+        Case("copy_ into memory that is there", None, None, lambda: out.copy_(x)),
+    ]
+
+    def add(name: str, must: tuple[float, float], aim: tuple[float, float], label: str = "") -> None:
+        fmt = Format.parse(name)
+        given = _parameters(fmt, x)
+        title = f"{label or name} fake-quantize"
+        found.append(Case(f"{title}, fresh", must[0], aim[0], lambda: fmt.fake_quantize(x, given)))
+        run = Case(
+            f"{title}, given out", must[1], aim[1], lambda: fmt.fake_quantize(x, given, out=out)
+        )
+        found.append(run)
+
+    for name in ("mxfp8", "mxfp4", "mxint8", "bfp[8|8]{64}", "msfp12", "nvfp4_one_level"):
+        add(name, (1.5, 0.6), (1.2, 0.45))
+    for name in ("mxfp8", "mxfp4", "bfp[8|8]{64}"):
+        fmt = Format.parse(name)
+        found += [
+            Case(f"{name} bfloat16, fresh", 1.0, 0.7, lambda fmt=fmt: fmt.fake_quantize(narrow)),
+            Case(
+                f"{name} bfloat16, given out",
+                0.4,
+                0.33,
+                lambda fmt=fmt: fmt.fake_quantize(narrow, out=narrow_out),
+            ),
+        ]
+    for name in ("mxfp4", "mxfp8"):
+        fmt = Format.parse(name)
+        packed = fmt.quantize(x)
+        found += [
+            Case(f"{name} pack", 1.0, 0.7, lambda fmt=fmt: fmt.quantize(x)),
+            Case(f"{name} pack from bfloat16", None, None, lambda fmt=fmt: fmt.quantize(narrow)),
+            Case(f"{name} unpack", 1.6, 1.0, packed.dequantize),
+            Case(
+                f"{name} unpack to bfloat16",
+                None,
+                None,
+                lambda packed=packed: packed.dequantize(torch.bfloat16),
+            ),
+        ]
+    for name in ("int8/tensor", "int8/channel", "int8/tensor/asym", "int8/group:128"):
+        add(name, (1.5, 0.6), (1.2, 0.45))
+    add("lpbq[4|8]{64}", (1.5, 0.6), (1.2, 0.45))
+    for name in (
+        "log[8]",
+        "fp[1|4|3]/unit",
+        "fp8_e4m3/channel",
+        "block_minifloat[8|4|8]{16}",
+        "block_log[8|8]{16}",
+        "ternary",
+        "binary",
+    ):
+        add(name, (2.0, 2.0), (1.5, 1.5))
+    for name in ("mxfp4", "mxfp8", "bfp[8|8]{64}", "int8/channel"):
+        fmt = Format.parse(name)
+        given = _parameters(fmt, x)
+        found.append(
+            Case(
+                f"{name} without a compiler",
+                10,
+                8,
+                lambda fmt=fmt, given=given: fmt.specification(x, given),
+            )
+        )
+    return found
+
+
+def _parameters(fmt: Format, x: Tensor) -> Parameters | None:
+    """Scales that a model would have fixed before."""
+    call = fmt.call()
+    return fmt.measure(x) if call is not None and call.given else None
+
+
+def measure(found: list[Case], repeats: int) -> float:
+    """Time every case ``repeats`` times, in turn; returns the median clone in seconds."""
+    for round_number in range(repeats + 1):
+        for case in found:
+            start = time.perf_counter()
+            result = case.run()
+            spent = time.perf_counter() - start
+            del result
+            if round_number:
+                case.times.append(spent)
+    return statistics.median(found[0].times)
+
+
+def cpu(sizes: list[int], threads: list[int], repeats: int, only: str) -> None:
+    """Print one table for each size and number of threads."""
+    library_, isa = library.load()
+    print(f"torch {torch.__version__}, kernels: {isa if library_ else f'none ({isa})'}")
+    for rows in sizes:
+        x = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0))
+        for count in threads:
+            torch.set_num_threads(count)
+            chosen = [case for case in cases(x) if only in case.path or case.path == "clone"]
+            clone = measure(chosen, repeats)
+            print(f"\n{rows} x 4096 float32, {count} thread(s); clone {clone * 1e3:.1f} ms\n")
+            print("| path | x clone | must | aim | |\n| --- | --- | --- | --- | --- |")
+            for case in chosen:
+                ratio = statistics.median(case.times) / clone
+                late = case.must is not None and ratio > case.must
+                aimed = case.aim is not None and ratio <= case.aim
+                mark = "missed" if late else "aim" if aimed else "must" if case.must else ""
+                must, aim = (f"{limit:g}" if limit else "" for limit in (case.must, case.aim))
+                print(f"| {case.path} | {ratio:.2f} | {must} | {aim} | {mark} |")
+
+
+def main() -> None:
+    """Read the arguments and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--only", default="", help="paths that hold this word")
+    arguments = parser.parse_args()
+    cpu(arguments.sizes, arguments.threads, arguments.repeats, arguments.only)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
