@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,9 +68,11 @@ class BuildKernels(build_ext):
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         sets = SETS if x86 else {"QN_BASE_TABLE": []}
         folder = Path(self.build_temp)
+        version = subprocess.check_output([self.compiler.compiler[0], "--version"], text=True)
+        tuning = [] if "clang" in version else GCC_ONLY
 
         def compile_set(table: str) -> list[str]:
-            flags = [*EXACT, *PLAIN, *sets[table], f"-DQN_TABLE={table}"]
+            flags = [*EXACT, *tuning, *PLAIN, *sets[table], f"-DQN_TABLE={table}"]
             return self._compile([SOURCES / "kernels.cpp"], folder / table, flags)
 
         with ThreadPoolExecutor() as pool:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+# Triton reads it when it is imported; its kernels then take CPU tensors, if they are forced.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

@@ -44,3 +44,8 @@ class Call:
     def given(self) -> bool:
         """Whether scales are given to the kernel, not found in each block."""
         return self.kind not in ("mx", "bfp", "block_log", "nvfp")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether MX elements are fixed-point numbers, in two's complement."""
+        return self.kind == "mx" and self.min_exponent == self.max_exponent == 0

@@ -44,7 +44,7 @@ def refusal(fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | 
         return f"blocks of more than {LARGEST_BLOCK} elements"
     if parameters is not None and parameters.scale.dtype != torch.float32:
         return "scales that are not float32"
-    if fmt.layout.kind == "block" and _view(fmt.layout, tuple(x.shape)) is None:
+    if fmt.layout.kind == "block" and view(fmt.layout, tuple(x.shape)) is None:
         return "tiles that do not divide the tensor"
     return None
 
@@ -74,7 +74,7 @@ def fake_quantize(
     bytes_ = x.numel() * x.element_size()
     scale = extra = None
     if parameters is not None:
-        scale, extra = _pointers(call, parameters)
+        scale, extra = scale_and_extra(call, parameters)
     data = CData(
         x.data_ptr(),
         out.data_ptr(),
@@ -85,10 +85,10 @@ def fake_quantize(
     )
     if fresh and bytes_ >= _HUGE_PAGES_FROM:
         _lib().qn_advise_huge(out.data_ptr(), bytes_)
-    view = _view(layout, tuple(x.shape))
-    assert view is not None
+    seen = _view(layout, tuple(x.shape))
+    assert seen is not None
     threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
-    _lib().qn_fake_quantize(_format(call, seed), view, ctypes.byref(data), threads)
+    _lib().qn_fake_quantize(_format(call, seed), seen, ctypes.byref(data), threads)
     return out
 
 
@@ -120,10 +120,10 @@ def pack(
     codes = torch.empty(x.numel() * bits // 8, dtype=torch.uint8)
     scales = torch.empty(layout.compact_shape(tuple(x.shape)), dtype=torch.uint8)
     packed = CPacked(x.data_ptr(), codes.data_ptr(), scales.data_ptr(), DTYPES[x.dtype], bits)
-    view = _view(layout, tuple(x.shape))
-    assert view is not None
+    seen = _view(layout, tuple(x.shape))
+    assert seen is not None
     threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
-    _lib().qn_pack(_format(call, seed), view, ctypes.byref(packed), threads)
+    _lib().qn_pack(_format(call, seed), seen, ctypes.byref(packed), threads)
     return codes, scales
 
 
@@ -155,11 +155,11 @@ def unpack(
         _lib().qn_advise_huge(out.data_ptr(), bytes_)
     codes, scales = codes.contiguous(), scales.contiguous()
     packed = CPacked(None, codes.data_ptr(), scales.data_ptr(), DTYPES[dtype], bits)
-    view = _view(layout, shape)
-    assert view is not None
+    seen = _view(layout, shape)
+    assert seen is not None
     threads = torch.get_num_threads() if out.numel() >= _PARALLEL_FROM else 1
     _lib().qn_unpack(
-        table.data_ptr(), scale_bias, view, ctypes.byref(packed), out.data_ptr(), threads
+        table.data_ptr(), scale_bias, seen, ctypes.byref(packed), out.data_ptr(), threads
     )
     return out
 
@@ -171,7 +171,7 @@ def _lib() -> ctypes.CDLL:
     return found
 
 
-def _pointers(call: Call, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
+def scale_and_extra(call: Call, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
     """Scales and, for the kinds that have them, zero points or thresholds; contiguous float32."""
     extra = parameters.zero_point if call.kind == "affine" else None
     if call.kind in ("ternary", "nvfp"):
@@ -207,9 +207,15 @@ def _make(call: Call, seed: int) -> CFormat:
 
 
 @lru_cache(maxsize=1024)
+def view(layout: Layout, shape: tuple[int, ...]) -> CLayout | None:
+    """A tensor as [outer, length, inner] with its blocks and scales, or None if it cannot be."""
+    return _VIEWS[layout.kind](layout, shape)
+
+
+@lru_cache(maxsize=1024)
 def _view(layout: Layout, shape: tuple[int, ...]) -> ctypes._CArgObject | None:
-    view = _VIEWS[layout.kind](layout, shape)
-    return None if view is None else ctypes.byref(view)
+    found = view(layout, shape)
+    return None if found is None else ctypes.byref(found)
 
 
 def _tensor(layout: Layout, shape: tuple[int, ...]) -> CLayout:

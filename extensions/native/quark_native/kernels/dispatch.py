@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from quark_native.kernels import cpu
 
 if TYPE_CHECKING:
     from quark_native.formats.base import Format, Parameters
+    from quark_native.formats.mx import SharedExponent
 
 Kernel = Literal["cpu", "triton", "torch"]
 KERNELS: tuple[Kernel, ...] = ("cpu", "triton", "torch")
@@ -63,7 +64,7 @@ def choose(fmt: Format, x: Tensor, parameters: Parameters | None = None) -> Choi
     Raises:
         QuantizationError: One is forced that cannot compute it, or that does not exist.
     """
-    wanted = _forced.get() or os.environ.get("QUARK_NATIVE_KERNEL") or None
+    wanted = _wanted()
     if wanted is not None:
         return _choose_forced(_check(wanted), fmt, x, parameters)
     usual: Kernel = "cpu" if x.device.type == "cpu" else "triton"
@@ -105,30 +106,47 @@ def fake_quantize(
 
 def pack(fmt: Format, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor] | None:
     """Codes and scales as a kernel packs them, or None where none does."""
-    from quark_native.formats.mx import SharedExponent
-
-    if not isinstance(fmt, SharedExponent) or choose(fmt, x).kernel != "cpu":
-        return None
+    engine = _packer(fmt, choose(fmt, x).kernel, tuple(x.shape))
     call = fmt.call()
-    if call is None or not cpu.packs(call, fmt.layout, tuple(x.shape), fmt.number.bits):
+    if engine is None or call is None:
         return None
-    return cpu.pack(call, fmt.layout, x, fmt.number.bits, seed)
+    return engine.pack(call, fmt.layout, x, fmt.number.bits, seed)
 
 
 def unpack(
     fmt: Format, shape: tuple[int, ...], codes: Tensor, scales: Tensor, dtype: torch.dtype
 ) -> Tensor | None:
     """The values of packed codes as a kernel finds them, or None where none does."""
-    from quark_native.formats.mx import SharedExponent
-
-    forced_away = (_forced.get() or os.environ.get("QUARK_NATIVE_KERNEL") or "cpu") != "cpu"
-    if forced_away or not isinstance(fmt, SharedExponent) or codes.device.type != "cpu":
-        return None
-    bits = fmt.number.bits
-    if dtype not in cpu.DTYPES or not cpu.packs(fmt.call(), fmt.layout, shape, bits):
+    usual = "cpu" if codes.device.type == "cpu" else "triton"
+    engine = _packer(fmt, _wanted() or usual, shape)
+    if engine is None or not _is_shared(fmt) or dtype not in cpu.DTYPES:
         return None
     table, bias = fmt.code_table(), fmt.scale_limits[0]
-    return cpu.unpack(table, bias, fmt.layout, shape, codes, scales, bits, dtype)
+    return engine.unpack(table, bias, fmt.layout, shape, codes, scales, fmt.number.bits, dtype)
+
+
+def _packer(fmt: Format, kernel: str, shape: tuple[int, ...]) -> Any:
+    """The module that packs a format, or None."""
+    if not _is_shared(fmt) or kernel == "torch":
+        return None
+    engine = cpu if kernel == "cpu" else _gpu()
+    return engine if engine.packs(fmt.call(), fmt.layout, shape, fmt.number.bits) else None
+
+
+def _is_shared(fmt: Format) -> TypeGuard[SharedExponent]:
+    from quark_native.formats.mx import SharedExponent
+
+    return isinstance(fmt, SharedExponent)
+
+
+def _gpu() -> Any:
+    from quark_native.kernels import gpu
+
+    return gpu
+
+
+def _wanted() -> str | None:
+    return _forced.get() or os.environ.get("QUARK_NATIVE_KERNEL") or None
 
 
 def _refusal(

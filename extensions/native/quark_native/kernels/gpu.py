@@ -1,21 +1,63 @@
-"""The Triton kernels on GPU tensors."""
+"""The Triton kernels on GPU tensors, or on CPU tensors under Triton's interpreter."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from quark_native.kernels import cpu
 from quark_native.kernels.call import Call
+from quark_native.kernels.library import KINDS, ROUNDINGS
 
 if TYPE_CHECKING:
     from quark_native.formats.base import Format, Parameters
     from quark_native.formats.layout import Layout
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKED_BITS = (4, 6, 8)
+LARGEST_BLOCK = 4096
+ELEMENTS_A_PROGRAM = 2048
+WARPS = 4
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is on, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def kernels() -> Any:
+    """The module of kernels, or why it cannot be imported."""
+    try:
+        from quark_native.kernels import triton_kernels
+    except ImportError as error:
+        return f"Triton is not installed ({error}): pip install triton"
+    return triton_kernels
+
 
 def refusal(fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | None) -> str | None:
     """Why the kernels do not compute this, or None if they do."""
-    return "there are no Triton kernels"
+    device = x.device.type
+    if device not in ("cuda", "xpu") and not (device == "cpu" and interpreted()):
+        return f"Triton computes on GPUs, and the tensor is on {device}"
+    found = kernels()
+    if isinstance(found, str):
+        return found
+    if call is None:
+        return f"no kernel for {fmt.number.name} with rounding {fmt.rounding}"
+    if x.dtype not in DTYPES:
+        return f"no kernel for {x.dtype}"
+    if not call.given and parameters is not None:
+        return f"{fmt.number.name} with scales that are given"
+    if not call.given and fmt.layout.size > LARGEST_BLOCK:
+        return f"blocks of more than {LARGEST_BLOCK} elements"
+    if fmt.layout.kind == "block" and cpu.view(fmt.layout, tuple(x.shape)) is None:
+        return "tiles that do not divide the tensor"
+    return None
 
 
 def fake_quantize(
@@ -26,5 +68,173 @@ def fake_quantize(
     out: Tensor | None,
     seed: int,
 ) -> Tensor:
-    """Quantize and dequantize x."""
-    raise NotImplementedError
+    """Quantize and dequantize x; see :func:`quark_native.kernels.cpu.fake_quantize`."""
+    x = x.contiguous()
+    out = torch.empty_like(x) if out is None else out
+    view = cpu.view(layout, tuple(x.shape))
+    assert view is not None
+    launch = _given if call.given else _blocks
+    with torch.cuda.device_of(x):
+        launch(call, view, x, out, parameters, seed)
+    return out
+
+
+def packs(call: Call | None, layout: Layout, shape: tuple[int, ...], bits: int) -> bool:
+    """Whether :func:`pack` and :func:`unpack` take a tensor."""
+    whole = call is not None and call.kind == "mx" and bits in PACKED_BITS
+    last = layout.axis % len(shape) == len(shape) - 1
+    size = layout.size
+    power = size >= 4 and size & (size - 1) == 0  # noqa: PLR2004
+    return whole and last and power and shape[-1] % size == 0 and size <= LARGEST_BLOCK
+
+
+def pack(
+    call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Bit-packed codes and exponents of scales; see :func:`quark_native.kernels.cpu.pack`."""
+    x, block = x.contiguous(), layout.size
+    rows = x.numel() // block
+    codes = torch.empty(x.numel() * bits // 8, dtype=torch.uint8, device=x.device)
+    shape = layout.compact_shape(tuple(x.shape))
+    scales = torch.empty(shape, dtype=torch.uint8, device=x.device)
+    tile = tile_of(block)
+    with torch.cuda.device_of(x):
+        kernels().pack_kernel[(-(-rows // tile),)](
+            _raw(x),
+            codes,
+            scales,
+            seed,
+            rows,
+            ROUNDING=ROUNDINGS.index(call.rounding),
+            MANTISSA_BITS=call.mantissa,
+            MIN_EXPONENT=call.min_exponent,
+            MAX_EXPONENT=call.max_exponent,
+            HIGH=call.high,
+            BUMP=call.bump,
+            MIN_SCALE=call.min_scale,
+            MAX_SCALE=call.max_scale,
+            BITS=bits,
+            FIXED=call.fixed,
+            BLOCK=block,
+            BF16=x.dtype == torch.bfloat16,
+            TILE=tile,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    return codes, scales
+
+
+def unpack(
+    table: Tensor,
+    scale_bias: int,
+    layout: Layout,
+    shape: tuple[int, ...],
+    codes: Tensor,
+    scales: Tensor,
+    bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The values of what :func:`pack` made; see :func:`quark_native.kernels.cpu.unpack`."""
+    out, block = torch.empty(shape, dtype=dtype, device=codes.device), layout.size
+    rows, tile = out.numel() // block, tile_of(block)
+    with torch.cuda.device_of(out):
+        kernels().unpack_kernel[(-(-rows // tile),)](
+            codes.contiguous(),
+            scales.contiguous(),
+            table.to(codes.device),
+            _raw(out),
+            rows,
+            MIN_SCALE=scale_bias,
+            BITS=bits,
+            BLOCK=block,
+            BF16=dtype == torch.bfloat16,
+            TILE=tile,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def tile_of(width: int) -> int:
+    """Blocks of a program for blocks of ``width`` elements, a power of two."""
+    return max(ELEMENTS_A_PROGRAM // width, 1)
+
+
+def _raw(x: Tensor) -> Tensor:
+    """The kernels convert bfloat16 themselves, alike on every device and in the interpreter."""
+    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+
+
+def _blocks(
+    call: Call, view: Any, x: Tensor, out: Tensor, parameters: Parameters | None, seed: int
+) -> None:
+    block, across = view.block, view.inner > 1
+    width = 1 << (block - 1).bit_length()
+    groups = -(-view.length // block)
+    rows, tile = view.outer * groups, tile_of(width)
+    strips = -(-view.inner // tile)
+    outer = parameters.outer if parameters is not None else None
+    kernels().blocks_kernel[(rows * strips if across else -(-rows // tile),)](
+        _raw(x),
+        _raw(out),
+        x if outer is None else outer,
+        seed,
+        view.length,
+        view.inner,
+        groups,
+        rows,
+        KIND=KINDS.index(call.kind),
+        ROUNDING=ROUNDINGS.index(call.rounding),
+        MANTISSA_BITS=call.mantissa,
+        MIN_EXPONENT=call.min_exponent,
+        MAX_EXPONENT=call.max_exponent,
+        LOW=call.low,
+        HIGH=call.high,
+        BUMP=call.bump,
+        MIN_SCALE=call.min_scale,
+        MAX_SCALE=call.max_scale,
+        BLOCK=block,
+        WIDTH=width,
+        EVEN=not across and view.length % block == 0 and width == block,
+        ACROSS=across,
+        BF16=x.dtype == torch.bfloat16,
+        TILE=tile,
+        num_warps=WARPS,
+        enable_fp_fusion=False,
+    )
+
+
+def _given(
+    call: Call, view: Any, x: Tensor, out: Tensor, parameters: Parameters | None, seed: int
+) -> None:
+    assert parameters is not None
+    scale, extra = cpu.scale_and_extra(call, parameters)
+    count, tile = x.numel(), ELEMENTS_A_PROGRAM
+    kernels().given_kernel[(-(-count // tile),)](
+        _raw(x),
+        _raw(out),
+        scale,
+        scale if extra is None else extra,
+        seed,
+        count,
+        view.length,
+        view.inner,
+        view.block,
+        view.scale_rows,
+        view.scale_outer,
+        view.scale_block,
+        view.scale_inner,
+        KIND=KINDS.index(call.kind),
+        ROUNDING=ROUNDINGS.index(call.rounding),
+        MANTISSA_BITS=call.mantissa,
+        MIN_EXPONENT=call.min_exponent,
+        MAX_EXPONENT=call.max_exponent,
+        LOW=call.low,
+        HIGH=call.high,
+        EXTRA=extra is not None,
+        WHOLE=scale.numel() == 1,
+        BF16=x.dtype == torch.bfloat16,
+        TILE=tile,
+        num_warps=WARPS,
+        enable_fp_fusion=False,
+    )
