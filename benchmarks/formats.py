@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from quark_native.formats import Format, Parameters
-from quark_native.kernels import dispatch, library
+from quark_native.kernels import library
 from torch import Tensor
 
 
@@ -49,7 +49,9 @@ def cases(x: Tensor) -> list[Case]:
         Case("copy_ into memory that is there", None, None, lambda: out.copy_(x)),
     ]
 
-    def add(name: str, must: tuple[float, float], aim: tuple[float, float], label: str = "") -> None:
+    def add(
+        name: str, must: tuple[float, float], aim: tuple[float, float], label: str = ""
+    ) -> None:
         fmt = Format.parse(name)
         given = _parameters(fmt, x)
         title = f"{label or name} fake-quantize"

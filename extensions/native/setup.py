@@ -59,7 +59,9 @@ class BuildKernels(build_ext):
     def copy_extensions_to_source(self) -> None:
         """In an editable install, put the library beside its sources, if it was built."""
         for ext in self.extensions:
-            if Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name))).exists():
+            if Path(
+                self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name))
+            ).exists():
                 super().copy_extensions_to_source()
 
     def _build(self, target: Path) -> None:
@@ -78,7 +80,9 @@ class BuildKernels(build_ext):
         with ThreadPoolExecutor() as pool:
             objects = [name for names in pool.map(compile_set, sets) for name in names]
         plain = [SOURCES / "library.c", SOURCES / "pool.c"]
-        objects += self._compile(plain, folder, ["-O2", "-fPIC", "-std=gnu11", "-fvisibility=hidden"])
+        objects += self._compile(
+            plain, folder, ["-O2", "-fPIC", "-std=gnu11", "-fvisibility=hidden"]
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, str(target), libraries=["pthread"])
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "info": "Show what a backend can do.",
     "schema": "Print the JSON schema of a recipe or of a backend's configuration.",
     "init": "Write a commented recipe for a backend.",
+    "formats": "List number formats, or show what one makes of some values.",
     "doctor": "Check versions, requirements and kernels.",
 }
 # A submodule called list would hide the builtin in this namespace.

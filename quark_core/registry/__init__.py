@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from quark_core.errors import (
     MissingDependencyError,
     PluginError,
+    Problem,
     UnknownNameError,
+    UnsupportedSpecError,
     did_you_mean,
 )
 from quark_core.registry import builtin, discovery, loading
 from quark_core.registry.discovery import PluginRecord, State
 from quark_core.registry.requirements import missing
-from quark_core.registry.specs import Diagnostic
+from quark_core.registry.specs import Diagnostic, FormatExplanation
 
 if TYPE_CHECKING:
     from quark_core.config import QuantizationConfig
@@ -213,6 +215,22 @@ class Registry:
                 what = f"raised {type(error).__name__}: {error}"
                 found.append((name, Diagnostic("diagnostics", what, ok=False)))
         return found
+
+    def explain_format(
+        self, spec: str, values: list[float], profile: str
+    ) -> tuple[str, FormatExplanation]:
+        """What a format makes of some values, and the plugin that says so.
+
+        Raises:
+            UnsupportedSpecError: No plugin has arithmetic for the format.
+        """
+        self.load_all()
+        for implementation in self._manager.hook.quark_explain_format.get_hookimpls():
+            found: Any = implementation.function(spec=spec, values=values, profile=profile)
+            if found is not None:
+                return str(implementation.plugin_name), found
+        text = f"no installed plugin has arithmetic for {spec}: pip install quark-native"
+        raise UnsupportedSpecError([Problem("format", text)])
 
     # Inside.
 

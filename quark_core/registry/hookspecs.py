@@ -3,7 +3,8 @@
 A plugin is a module named by an entry point of group ``quark_core``; its functions carry
 :data:`hookimpl`. The first five hooks are called once, when the plugin is loaded, and return
 light facts; they must import neither torch nor the wrapped library. What raises in them marks
-the plugin as failed and leaves the others alone. ``quark doctor`` alone asks for diagnostics.
+the plugin as failed and leaves the others alone. ``quark doctor`` alone asks for diagnostics,
+and ``quark formats`` alone for explanations.
 The events are called while a run goes on; an exception in one is reported as a warning and never
 stops the run.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from quark_core.registry.specs import (
         Diagnostic,
         ExporterSpec,
+        FormatExplanation,
         MetricSpec,
         QuantizerSpec,
         SourceSpec,
@@ -60,6 +62,21 @@ def quark_metrics() -> list[MetricSpec]:  # type: ignore[empty-body]
 @hookspec
 def quark_diagnostics() -> list[Diagnostic]:  # type: ignore[empty-body]
     """What ``quark doctor`` shall say of this plugin; called for nothing else, may be slow."""
+
+
+@hookspec
+def quark_explain_format(spec: str, values: list[float], profile: str) -> FormatExplanation | None:
+    """What a format makes of some values, for ``quark formats explain``.
+
+    Args:
+        spec: Shorthand of a :class:`~quark_core.spec.TensorSpec`, in its canonical spelling.
+        values: One after another along the axis of its blocks.
+        profile: Whose numerics, ``ocp`` unless the user names another.
+
+    Returns:
+        None where this plugin has no arithmetic for it. The first plugin that answers is heard;
+        a :class:`~quark_core.errors.QuarkError` is the user's to see.
+    """
 
 
 @hookspec

@@ -135,3 +135,18 @@ class Diagnostic:
     value: str
     ok: bool = True
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class FormatExplanation:
+    """What a format makes of some values.
+
+    Attributes:
+        facts: Title and text of what holds for all of them: elements, range, scale rule.
+        columns: Titles of ``rows``.
+        rows: One for each value, as text: the value, its code, what it becomes, and so on.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]

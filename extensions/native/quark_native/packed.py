@@ -93,9 +93,8 @@ class PackedTensor:
             with safe_open(file, "pt") as stored:
                 described = json.loads((stored.metadata() or {})[_KEY])
                 parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            fmt = Format.parse(
-                described["spec"], axis=described["axis"], profile=described["profile"]
-            )
+            axis, profile = described["axis"], described["profile"]
+            fmt = Format.parse(described["spec"], role="output", axis=axis, profile=profile)
             return cls(fmt, tuple(described["shape"]), parts.pop("codes"), parts)
         except FileNotFoundError:
             raise QuantizationError("there is no such file", where=str(file), fix=fix) from None

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from quark_core.registry.hookspecs import hookimpl
-from quark_core.registry.specs import Capabilities, Diagnostic, QuantizerSpec
+from quark_core.registry.specs import (
+    Capabilities,
+    Diagnostic,
+    FormatExplanation,
+    QuantizerSpec,
+)
 
 
 @hookimpl
@@ -14,7 +19,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
             name="native",
             config="quark_native.config:NativeConfig",
             quantizer="quark_native.quantizer:NativeQuantizer",
-            summary="exact int, fp8, fp6, fp4, MX and BFP formats in plain torch",
+            summary="every number format, exact: int, fp8..fp4, MX, NVFP4, BFP, log; own kernels",
             capabilities=Capabilities(save_load=True, set_enabled=True, submodule=True),
             requires=("torch>=2.6",),
             tested=("torch==2.13.0",),
@@ -23,13 +28,16 @@ def quark_quantizers() -> list[QuantizerSpec]:
 
 
 @hookimpl
-def quark_diagnostics() -> list[Diagnostic]:
-    """Which kernels compute the formats on this machine."""
-    import torch
+def quark_explain_format(spec: str, values: list[float], profile: str) -> FormatExplanation:
+    """What a format makes of some values."""
+    from quark_native.explain import explain
 
-    threads = torch.get_num_threads()
-    where = f"plain torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    found = [Diagnostic("kernels on cpu", f"{where}, {threads} threads")]
-    if torch.cuda.is_available():
-        found.append(Diagnostic("kernels on cuda", f"plain torch, {torch.cuda.get_device_name(0)}"))
-    return found
+    return explain(spec, values, profile)
+
+
+@hookimpl
+def quark_diagnostics() -> list[Diagnostic]:
+    """Which kernels compute the formats on this machine, and why."""
+    from quark_native.kernels.diagnostics import diagnostics
+
+    return diagnostics()

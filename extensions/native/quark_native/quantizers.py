@@ -13,35 +13,13 @@ from quark_core.errors import QuantizationError
 from quark_core.spec import TensorSpec
 from quark_native.encodings import Observer, observer_for
 from quark_native.formats import Encoded, Format, Parameters
+from quark_native.ops import fake_quantize
 from quark_native.packing import pack, unpack
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Fake quantization whose gradient is 1 for what is rounded and 0 for what is clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fmt: Format, parameters: Parameters | None) -> Tensor:
-        if parameters is not None:
-            ctx.save_for_backward(fmt.inside(x, parameters))
-        return fmt.fake_quantize(x, parameters)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        if ctx.saved_tensors:
-            gradient = gradient * ctx.saved_tensors[0]
-        return gradient, None, None
-
-
-def fake_quantize(x: Tensor, fmt: Format, parameters: Parameters | None = None) -> Tensor:
-    """:meth:`Format.fake_quantize` with a straight-through gradient.
-
-    The gradient passes where x is rounded, and stops where it is clipped to the smallest or
-    largest representable value; with scales measured from x itself it passes everywhere.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _StraightThrough.apply(x, fmt, parameters)  # type: ignore[no-any-return, no-untyped-call]
-    return fmt.fake_quantize(x, parameters)
+def random_seed() -> int:
+    """A seed for stochastic rounding from torch's generator, so that torch.manual_seed decides."""
+    return int(torch.randint(1 << 62, ()))
 
 
 class Parameterized(nn.Module):
@@ -157,7 +135,8 @@ class TensorQuantizer(Parameterized):
                 self.observer.observe(x.detach())
             if not self.ready:
                 return x
-            return fake_quantize(x, self.format, self.known_parameters)
+            seed = random_seed() if self.format.rounding == "stochastic" else 0
+            return fake_quantize(x, self.format, self.known_parameters, seed)
         except ValueError as error:
             raise QuantizationError(
                 str(error),

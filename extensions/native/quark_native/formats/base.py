@@ -275,6 +275,11 @@ class Format(ABC):
         zero_point = 0 if parameters.zero_point is None else parameters.zero_point
         return (low - zero_point) * parameters.scale, (high - zero_point) * parameters.scale
 
+    @property
+    def element_limits(self) -> tuple[float, float]:
+        """Smallest and largest element, in units of the scale."""
+        return self._element_limits()
+
     def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Whether each value is rounded to an element, not clipped to one."""
         scale, zero_point = self._spread(parameters, x.ndim)

@@ -105,7 +105,7 @@ class Integer(Format):
         return torch.maximum(above, below)
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        # Bounds are integers, so it makes no difference whether values are clipped or rounded first.
+        # Bounds are integers: it makes no difference whether values are clipped or rounded first.
         if zero_point is None and self.lowest < 0:
             return rounder(scaled.clamp_(self.lowest, self.highest))
         shift = 0 if zero_point is None else zero_point.to(scaled.dtype)
@@ -166,7 +166,9 @@ class FixedPoint(Format):
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
         if self.clamps:
-            scaled = torch.where(scaled <= self.lowest, self.lowest, scaled).clamp_(max=self.highest)
+            scaled = torch.where(scaled <= self.lowest, self.lowest, scaled).clamp_(
+                max=self.highest
+            )
         return rounder(scaled)
 
     def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:

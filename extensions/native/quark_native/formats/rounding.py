@@ -69,7 +69,7 @@ class Rounder:
         return whole.abs_().add_(up).copysign_(x)
 
     def divide(self, x: Tensor, scale: Tensor) -> Tensor:
-        """x / scale, for rounding.
+        """X / scale, for rounding.
 
         A quotient too small for its dtype becomes the smallest number with its sign, where that
         is still rounded away from zero.

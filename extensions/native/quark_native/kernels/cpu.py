@@ -34,17 +34,23 @@ def refusal(fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | 
     found, why = library.load()
     if found is None:
         return f"no compiled library: {why}"
+    return format_refusal(fmt, call, x, parameters, LARGEST_BLOCK)
+
+
+def format_refusal(
+    fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | None, largest_block: int
+) -> str | None:
+    """Why no kernel computes this on any device, or None if one may."""
+    layout = fmt.layout
     if call is None:
         return f"no kernel for {fmt.number.name} with rounding {fmt.rounding}"
     if x.dtype not in DTYPES:
         return f"no kernel for {x.dtype}"
     if not call.given and parameters is not None:
         return f"{fmt.number.name} with scales that are given"
-    if not call.given and fmt.layout.size > LARGEST_BLOCK:
-        return f"blocks of more than {LARGEST_BLOCK} elements"
-    if parameters is not None and parameters.scale.dtype != torch.float32:
-        return "scales that are not float32"
-    if fmt.layout.kind == "block" and view(fmt.layout, tuple(x.shape)) is None:
+    if not call.given and layout.size > largest_block:
+        return f"blocks of more than {largest_block} elements"
+    if layout.kind == "block" and view(layout, tuple(x.shape)) is None:
         return "tiles that do not divide the tensor"
     return None
 
@@ -101,9 +107,7 @@ def packs(call: Call | None, layout: Layout, shape: tuple[int, ...], bits: int) 
     return last and whole and layout.size <= LARGEST_BLOCK
 
 
-def pack(
-    call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def pack(call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Bit-packed codes, and the scales' exponents counted from the smallest.
 
     Args:
@@ -242,11 +246,11 @@ def _group(layout: Layout, shape: tuple[int, ...]) -> CLayout:
 
 def _tiles(layout: Layout, shape: tuple[int, ...]) -> CLayout | None:
     """Tiles of rows: each row has the scales of its tile, if whole tiles lie below each other."""
-    if len(layout.tile) != 2:  # noqa: PLR2004
+    if len(layout.tile) != 2:
         return None
     outer, length, _ = _around(-1, shape)
     rows = layout.tile[0]
-    if len(shape) > 2 and shape[-2] % rows:  # noqa: PLR2004
+    if len(shape) > 2 and shape[-2] % rows:
         return None
     groups = -(-length // layout.tile[1])
     return CLayout(outer, length, 1, layout.tile[1], rows, groups, 1, 0)

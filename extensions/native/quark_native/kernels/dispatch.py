@@ -110,7 +110,8 @@ def pack(fmt: Format, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor] | None:
     call = fmt.call()
     if engine is None or call is None:
         return None
-    return engine.pack(call, fmt.layout, x, fmt.number.bits, seed)
+    packed: tuple[Tensor, Tensor] = engine.pack(call, fmt.layout, x, fmt.number.bits, seed)
+    return packed
 
 
 def unpack(
@@ -122,7 +123,9 @@ def unpack(
     if engine is None or not _is_shared(fmt) or dtype not in cpu.DTYPES:
         return None
     table, bias = fmt.code_table(), fmt.scale_limits[0]
-    return engine.unpack(table, bias, fmt.layout, shape, codes, scales, fmt.number.bits, dtype)
+    bits = fmt.number.bits
+    values: Tensor = engine.unpack(table, bias, fmt.layout, shape, codes, scales, bits, dtype)
+    return values
 
 
 def _packer(fmt: Format, kernel: str, shape: tuple[int, ...]) -> Any:
@@ -149,9 +152,7 @@ def _wanted() -> str | None:
     return _forced.get() or os.environ.get("QUARK_NATIVE_KERNEL") or None
 
 
-def _refusal(
-    kernel: Kernel, fmt: Format, x: Tensor, parameters: Parameters | None
-) -> str | None:
+def _refusal(kernel: Kernel, fmt: Format, x: Tensor, parameters: Parameters | None) -> str | None:
     if kernel == "torch":
         return None
     if kernel == "cpu":
@@ -163,9 +164,7 @@ def _refusal(
     return gpu.refusal(fmt, fmt.call(), x, parameters)
 
 
-def _choose_forced(
-    kernel: Kernel, fmt: Format, x: Tensor, parameters: Parameters | None
-) -> Choice:
+def _choose_forced(kernel: Kernel, fmt: Format, x: Tensor, parameters: Parameters | None) -> Choice:
     reason = _refusal(kernel, fmt, x, parameters)
     if reason is not None:
         raise QuantizationError(

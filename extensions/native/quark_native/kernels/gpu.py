@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,7 @@ def refusal(fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | 
     found = kernels()
     if isinstance(found, str):
         return found
-    if call is None:
-        return f"no kernel for {fmt.number.name} with rounding {fmt.rounding}"
-    if x.dtype not in DTYPES:
-        return f"no kernel for {x.dtype}"
-    if not call.given and parameters is not None:
-        return f"{fmt.number.name} with scales that are given"
-    if not call.given and fmt.layout.size > LARGEST_BLOCK:
-        return f"blocks of more than {LARGEST_BLOCK} elements"
-    if fmt.layout.kind == "block" and cpu.view(fmt.layout, tuple(x.shape)) is None:
-        return "tiles that do not divide the tensor"
-    return None
+    return cpu.format_refusal(fmt, call, x, parameters, LARGEST_BLOCK)
 
 
 def fake_quantize(
@@ -74,7 +65,7 @@ def fake_quantize(
     view = cpu.view(layout, tuple(x.shape))
     assert view is not None
     launch = _given if call.given else _blocks
-    with torch.cuda.device_of(x):
+    with _device_of(x):
         launch(call, view, x, out, parameters, seed)
     return out
 
@@ -84,13 +75,11 @@ def packs(call: Call | None, layout: Layout, shape: tuple[int, ...], bits: int) 
     whole = call is not None and call.kind == "mx" and bits in PACKED_BITS
     last = layout.axis % len(shape) == len(shape) - 1
     size = layout.size
-    power = size >= 4 and size & (size - 1) == 0  # noqa: PLR2004
+    power = size >= 4 and size & (size - 1) == 0
     return whole and last and power and shape[-1] % size == 0 and size <= LARGEST_BLOCK
 
 
-def pack(
-    call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def pack(call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Bit-packed codes and exponents of scales; see :func:`quark_native.kernels.cpu.pack`."""
     x, block = x.contiguous(), layout.size
     rows = x.numel() // block
@@ -98,7 +87,7 @@ def pack(
     shape = layout.compact_shape(tuple(x.shape))
     scales = torch.empty(shape, dtype=torch.uint8, device=x.device)
     tile = tile_of(block)
-    with torch.cuda.device_of(x):
+    with _device_of(x):
         kernels().pack_kernel[(-(-rows // tile),)](
             _raw(x),
             codes,
@@ -137,7 +126,7 @@ def unpack(
     """The values of what :func:`pack` made; see :func:`quark_native.kernels.cpu.unpack`."""
     out, block = torch.empty(shape, dtype=dtype, device=codes.device), layout.size
     rows, tile = out.numel() // block, tile_of(block)
-    with torch.cuda.device_of(out):
+    with _device_of(out):
         kernels().unpack_kernel[(-(-rows // tile),)](
             codes.contiguous(),
             scales.contiguous(),
@@ -158,6 +147,14 @@ def unpack(
 def tile_of(width: int) -> int:
     """Blocks of a program for blocks of ``width`` elements, a power of two."""
     return max(ELEMENTS_A_PROGRAM // width, 1)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    if x.device.type != "cuda":
+        return nullcontext()
+    guard: AbstractContextManager[Any] = torch.cuda.device(x.device)
+    return guard
 
 
 def _raw(x: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _kept(v, x, ROUNDING: tl.constexpr):
 
 @triton.jit
 def _to_grid(v, lowest, high, noise, MANTISSA_BITS: tl.constexpr, ROUNDING: tl.constexpr):
-    """v to the nearest element; lowest: exponent bits of the smallest normal one."""
+    """The element nearest to v; lowest: exponent bits of the smallest normal one."""
     bits = _bits(v)
     top = tl.maximum(bits & EXPONENT, lowest)
     c = _float((top + ((23 - MANTISSA_BITS) << 23)) | HALF)
@@ -147,7 +147,7 @@ def _clamped(v, low, high):
 
 @triton.jit
 def _to_power(x, lowest, highest):
-    """x to the nearest power of two in the logarithm; exponent fields."""
+    """X to the nearest power of two in the logarithm; exponent fields."""
     bits = _bits(x)
     field = (bits & EXPONENT) >> 23
     field += ((bits & MANTISSA) >= ABOVE_SQRT2).to(tl.int32)

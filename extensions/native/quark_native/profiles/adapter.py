@@ -18,7 +18,17 @@ from quark_core.spec import TensorSpec
 from quark_native.formats.base import Format, Parameters, require_floating
 from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder
-from quark_native.profiles import brevitas, dmx, gfloat, microxcaling, quark, tensorcast, torchao
+from quark_native.profiles import (
+    aimet,
+    brevitas,
+    dmx,
+    gfloat,
+    mase,
+    microxcaling,
+    quark,
+    tensorcast,
+    torchao,
+)
 
 _Function = Callable[[Tensor], Tensor]
 _Build = Callable[[TensorSpec, int], _Function | None]
@@ -186,6 +196,143 @@ def _plain_mx(run: Callable[..., Tensor], *elements: str) -> _Build:
     return build
 
 
+def _mase(spec: TensorSpec, axis: int) -> _Function | None:
+    number = spec.number_format
+    if spec.rounding not in ("nearest_even", "floor"):
+        return None
+    if spec.rounding == "floor":
+        floored = number.family == "fixed" and not number.name.endswith(")")
+        return _mase_fixed(number, mase.integer_floor) if floored else None
+    build = _MASE.get(number.family)
+    return None if build is None else build(number, axis)
+
+
+def _mase_fixed(
+    number: NumberFormat, run: Callable[..., Tensor] = mase.integer
+) -> _Function | None:
+    if number.name.endswith(")"):
+        return None
+    fraction, signed = number.mantissa, number.signed
+    return lambda x: run(x, width=number.bits, frac_width=fraction, is_signed=signed)
+
+
+def _bias(number: NumberFormat) -> int | None:
+    _, comma, text = number.name.partition("]")[0].partition(",")
+    return int(text) if comma else None
+
+
+def _mase_float(number: NumberFormat) -> _Function | None:
+    run = mase.minifloat_denorm if number.family == "denorm" else mase.minifloat_ieee
+    plain = number.name.startswith("fp[1") or number.family == "denorm"
+    if not plain or number.name.endswith(")"):
+        return None
+    width, exponent, bias = number.bits, number.exponent or 0, _bias(number)
+    return lambda x: run(x, width=width, exponent_width=exponent, exponent_bias=bias)
+
+
+def _mase_blocks(
+    run: Callable[..., Tensor], **options: int | None
+) -> Callable[[int, int], _Function]:
+    """Blocks of rows along an axis; MASE takes two-dimensional tensors with blocks on the last."""
+
+    def build(block: int, axis: int) -> _Function:
+        def rows(x: Tensor) -> Tensor:
+            flat = x.reshape(-1, x.shape[-1])
+            found = run(flat, block_size=[1, block], skip_first_dim=False, **options)
+            return found.reshape(x.shape)
+
+        return lambda x: _last(x, axis, rows)
+
+    return build
+
+
+def _mase_block_fp(number: NumberFormat, axis: int) -> _Function:
+    bias, block = _bias(number), number.block or 1
+    options = {"width": number.bits, "exponent_width": int(number.shared_bits)}
+    return _mase_blocks(mase.block_fp, **options, exponent_bias=bias)(block, axis)
+
+
+def _mase_block_minifloat(number: NumberFormat, axis: int) -> _Function:
+    options = {"width": number.bits, "exponent_width": number.exponent}
+    bias_width = int(number.shared_bits)
+    build = _mase_blocks(mase.block_minifloat, **options, exponent_bias_width=bias_width)
+    return build(number.block or 1, axis)
+
+
+def _mase_block_log(number: NumberFormat, axis: int) -> _Function:
+    bias_width = int(number.shared_bits)
+    build = _mase_blocks(mase.block_log, width=number.bits, exponent_bias_width=bias_width)
+    return build(number.block or 1, axis)
+
+
+def _mase_mx(number: NumberFormat, axis: int) -> _Function:
+    block = number.block or 32
+    if number.exponent is None:
+        return lambda x: mase.mxint(x, block_size=block, element_bits=number.bits, block_dim=axis)
+    exponent, fraction = number.exponent, number.mantissa or 0
+    return lambda x: mase.mxfp(
+        x,
+        block_size=block,
+        element_exp_bits=exponent,
+        element_frac_bits=fraction,
+        block_dim=axis,
+    )
+
+
+_MASE: dict[str, Callable[[NumberFormat, int], _Function | None]] = {
+    "fixed": lambda number, axis: _mase_fixed(number),
+    "float": lambda number, axis: _mase_float(number),
+    "denorm": lambda number, axis: _mase_float(number),
+    "log": lambda number, axis: (
+        lambda x: mase.log(x, width=number.bits, exponent_bias=_bias(number))
+    ),
+    "block_fp": _mase_block_fp,
+    "block_minifloat": _mase_block_minifloat,
+    "block_log": _mase_block_log,
+    "mx": _mase_mx,
+}
+_AIMET_DTYPES = {
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "fp8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "fp8_e5m2fnuz": torch.float8_e5m2fnuz,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def _aimet(spec: TensorSpec, axis: int) -> _Function | None:
+    number = spec.number_format
+    plain = spec.rounding == "nearest_even" and not spec.narrow
+    if not plain or spec.scale not in ("float32", "unit", "integer"):
+        return None
+    kind = spec.granularity.kind if spec.granularity else "tensor"
+    if number.family == "integer" and kind in ("tensor", "channel"):
+        symmetric, bits = spec.symmetric is not False, number.bits
+        if symmetric != number.signed:
+            return None  # its grids are signed symmetric and unsigned asymmetric
+        return lambda x: aimet.affine(
+            x, symmetric=symmetric, bitwidth=bits, shape=_aimet_shape(kind, x, axis)
+        )
+    if number.name in _AIMET_DTYPES and kind in ("tensor", "channel"):
+        dtype = _AIMET_DTYPES[number.name]
+        if spec.scale == "unit":
+            return lambda x: aimet.float_quantize_dequantize(x, dtype=dtype)
+        return lambda x: _aimet_scaled(x, dtype, _aimet_shape(kind, x, axis))
+    return None
+
+
+def _aimet_scaled(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    scale, _ = aimet.float_scale(x, dtype=dtype, shape=shape)
+    return aimet.float_quantize_dequantize(x, scale=scale, dtype=dtype, shape=shape)
+
+
+def _aimet_shape(kind: str, x: Tensor, axis: int) -> tuple[int, ...]:
+    if kind == "tensor":
+        return ()
+    return tuple(size if place == axis % x.ndim else 1 for place, size in enumerate(x.shape))
+
+
 def _last(x: Tensor, axis: int, run: _Function) -> Tensor:
     """The library quantizes along the last axis only."""
     return run(x.movedim(axis, -1).contiguous()).movedim(-1, axis)
@@ -200,6 +347,8 @@ PROFILES = {
         Profile("quark", quark.VERSION, _quark),
         Profile("brevitas", brevitas.VERSION, _plain_mx(brevitas.mx, "int8")),
         Profile("tensorcast", tensorcast.VERSION, _plain_mx(tensorcast.mx, "int8", "int4")),
+        Profile("mase", mase.VERSION, _mase),
+        Profile("aimet", aimet.VERSION, _aimet),
         Profile("gfloat", gfloat.VERSION, _plain_mx(gfloat.mx, "int8")),
     )
 }

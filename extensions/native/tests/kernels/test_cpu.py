@@ -104,7 +104,9 @@ def strata() -> Tensor:
     edges += [1 << place for place in range(23)] + [0x7FFFFF ^ (1 << place) for place in range(23)]
     mantissas = np.concatenate([edges, generator.integers(0, 1 << 23, 71)])
     heads = np.arange(512, dtype=np.uint32)[:, None] << 23
-    return torch.from_numpy((heads | mantissas.astype(np.uint32)).astype(np.uint32).view(np.float32))
+    return torch.from_numpy(
+        (heads | mantissas.astype(np.uint32)).astype(np.uint32).view(np.float32)
+    )
 
 
 STRATA = strata()
@@ -163,7 +165,9 @@ def test_any_shape_axis_and_stride(name, shape, axis, seed, strided):
     assert_same(fmt, x)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "bfp[8|8]{64}", "int8/channel", "mxfp8/stochastic", "log[8]"])
+@pytest.mark.parametrize(
+    "name", ["mxfp4", "bfp[8|8]{64}", "int8/channel", "mxfp8/stochastic", "log[8]"]
+)
 def test_threads_do_not_matter(name):
     x = torch.randn(700, 500, generator=torch.Generator().manual_seed(0))
     fmt, threads = make(name), torch.get_num_threads()
@@ -212,7 +216,15 @@ packed = Format.parse("mxfp6").quantize(x)
 found["packed 6"], found["unpacked 6"] = packed.codes, packed.dequantize()
 torch.save(found, sys.argv[1])
 """
-    names = ("mxfp8", "mxint8", "bfp[8|8]{64}", "nvfp4", "block_log[8|8]{16}", "int8/tensor", "log[8]")
+    names = (
+        "mxfp8",
+        "mxint8",
+        "bfp[8|8]{64}",
+        "nvfp4",
+        "block_log[8|8]{16}",
+        "int8/tensor",
+        "log[8]",
+    )
     results = []
     for kernel in ({"QUARK_NATIVE_ISA": isa}, {"QUARK_NATIVE_KERNEL": "torch"}):
         file = tmp_path / f"{len(results)}.pt"

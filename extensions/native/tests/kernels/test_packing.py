@@ -49,7 +49,9 @@ def test_codes_and_values_are_the_specifications(name, dtype, spread):
         assert torch.equal(found.codes, expected.codes)
         assert torch.equal(found.parts["scale"], expected.parts["scale"])
         for kind, got in values.items():
-            torch.testing.assert_close(got, expected.dequantize(kind), rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(
+                got, expected.dequantize(kind), rtol=0, atol=0, equal_nan=True
+            )
 
 
 def test_four_bit_codes_stand_low_nibble_first():

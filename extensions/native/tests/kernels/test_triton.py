@@ -80,7 +80,9 @@ def tensor(kind: str, dtype: torch.dtype) -> Tensor:
 )
 @pytest.mark.parametrize("axis", [None, 0])
 def test_equals_the_specification(name, kind, dtype, axis):
-    if axis is not None and any(word in name for word in ("tensor", "block:", "[8,", "denorm", "log[6]")):
+    if axis is not None and any(
+        word in name for word in ("tensor", "block:", "[8,", "denorm", "log[6]")
+    ):
         pytest.skip("has no axis")
     fmt, x = Format.parse(name, axis=axis), tensor(kind, dtype)
     parameters = fmt.measure(x.float()) if fmt.call().given else None
@@ -95,7 +97,9 @@ def test_equals_the_specification(name, kind, dtype, axis):
         pytest.fail(f"{fmt} at {place}: {values[0]!r} became {values[1]!r}, not {values[2]!r}")
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "mxfp6", "mxfp8", "mxint8", "mxint4", "mxfp4/stochastic"])
+@pytest.mark.parametrize(
+    "name", ["mxfp4", "mxfp6", "mxfp8", "mxint8", "mxint4", "mxfp4/stochastic"]
+)
 @pytest.mark.parametrize("kind", ["bits", "exponents"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packing_equals_the_specification(name, kind, dtype):
@@ -106,7 +110,9 @@ def test_packing_equals_the_specification(name, kind, dtype):
         values = found.dequantize(dtype)
     with forced("torch"):
         expected = fmt.quantize(x)
-        torch.testing.assert_close(values, expected.dequantize(dtype), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            values, expected.dequantize(dtype), rtol=0, atol=0, equal_nan=True
+        )
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.parts["scale"], expected.parts["scale"])
 
