@@ -92,8 +92,10 @@ static void unpack_part(const void *job, int64_t first, int64_t last) {
     in_use()->table->unpack(w->table, w->scale_bias, w->layout, w->packed, w->out, (qn_range){first, last});
 }
 
-int qn_fake_quantize(const qn_format *f, const qn_layout *at, const qn_data *d, int threads) {
-    work w = {.format = f, .layout = at, .data = d};
+int qn_fake_quantize(const qn_format *f, const qn_layout *at, const void *x, void *out,
+                     const float *scale, const float *extra, int dtype, int stream, int threads) {
+    const qn_data d = {x, out, scale, extra, dtype, stream};
+    work w = {.format = f, .layout = at, .data = &d};
     return pool_run(quantize_part, &w, in_use()->table->items(f, at), threads);
 }
 

@@ -57,7 +57,10 @@ typedef struct {
 QN_API int qn_abi(void);
 QN_API const char *qn_isa(void);                 // the instruction set in use
 QN_API int qn_use_isa(const char *name);         // 0, or -1 if this machine has it not
-QN_API int qn_fake_quantize(const qn_format *, const qn_layout *, const qn_data *, int threads);
+// Separate arguments, since filling a structure from Python costs more than a small tensor's work.
+QN_API int qn_fake_quantize(const qn_format *, const qn_layout *, const void *x, void *out,
+                            const float *scale, const float *extra, int dtype, int stream,
+                            int threads);
 QN_API int qn_pack(const qn_format *, const qn_layout *, const qn_packed *, int threads);
 // Values of codes: table[code] * 2^(scale code + scale_bias), NaN for the scale code 255.
 QN_API int qn_unpack(const float *table, int scale_bias, const qn_layout *, const qn_packed *, void *out,

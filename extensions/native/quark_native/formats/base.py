@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder, noise
 from quark_native.kernels import dispatch
 from quark_native.kernels.call import Call
+from quark_native.kernels.cpu import Launch
 
 if TYPE_CHECKING:
     from quark_native.packed import PackedTensor
@@ -97,6 +98,11 @@ class Format(ABC):
         self.scale_format = scale_format
         self.symmetric = symmetric
         self.rounding: Rounding = rounding
+        self.launches: dict[tuple[torch.Size, torch.dtype], Launch] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what belongs to this process."""
+        return {**self.__dict__, "launches": {}}
 
     @property
     def signed_codes(self) -> bool:

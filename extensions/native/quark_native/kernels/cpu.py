@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quark_native.kernels import library
 from quark_native.kernels.call import Call
-from quark_native.kernels.library import KINDS, ROUNDINGS, CData, CFormat, CLayout, CPacked
+from quark_native.kernels.library import KINDS, ROUNDINGS, CFormat, CLayout, CPacked
 
 if TYPE_CHECKING:
     from quark_native.formats.base import Format, Parameters
@@ -73,29 +73,70 @@ def fake_quantize(
         out: Where to write; contiguous, of x's shape and dtype.
         seed: Of stochastic rounding.
     """
-    x = x.contiguous()
-    fresh = out is None
-    if out is None:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    bytes_ = x.numel() * x.element_size()
-    scale = extra = None
-    if parameters is not None:
-        scale, extra = scale_and_extra(call, parameters)
-    data = CData(
-        x.data_ptr(),
-        out.data_ptr(),
-        None if scale is None else scale.data_ptr(),
-        None if extra is None else extra.data_ptr(),
-        DTYPES[x.dtype],
-        not fresh and bytes_ >= _STREAM_FROM,
-    )
-    if fresh and bytes_ >= _HUGE_PAGES_FROM:
-        _lib().qn_advise_huge(out.data_ptr(), bytes_)
-    seen = _view(layout, tuple(x.shape))
-    assert seen is not None
-    threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
-    _lib().qn_fake_quantize(_format(call, seed), seen, ctypes.byref(data), threads)
-    return out
+    return Launch(call, layout, x, parameters, seed).run(x, out)
+
+
+class Launch:
+    """A call of the library with everything prepared that does not depend on the values.
+
+    Args:
+        call: The format.
+        layout: Which elements share a scale.
+        x: A tensor like those that will be quantized.
+        parameters: Scales, where the kind is given them.
+        seed: Of stochastic rounding.
+    """
+
+    def __init__(
+        self, call: Call, layout: Layout, x: Tensor, parameters: Parameters | None, seed: int = 0
+    ) -> None:
+        self._run = _lib().qn_fake_quantize
+        self._format, self._view = _format(call, seed), _view(layout, tuple(x.shape))
+        assert self._view is not None
+        self._dtype, self._bytes = DTYPES[x.dtype], x.numel() * x.element_size()
+        self._parallel = x.numel() >= _PARALLEL_FROM
+        self._parameters, self._versions = parameters, _versions(parameters)
+        self._scale = self._extra = None
+        self._pointers: tuple[int | None, int | None] = (None, None)
+        if parameters is not None:
+            self._scale, self._extra = scale_and_extra(call, parameters)
+            extra = None if self._extra is None else self._extra.data_ptr()
+            self._pointers = self._scale.data_ptr(), extra
+
+    def fits(self, parameters: Parameters | None) -> bool:
+        """Whether these are the scales it was made for, unchanged since."""
+        if parameters is None:
+            return self._parameters is None
+        return parameters is self._parameters and _versions(parameters) == self._versions
+
+    def run(self, x: Tensor, out: Tensor | None) -> Tensor:
+        """Quantize a tensor of the same shape and dtype."""
+        if not x.is_contiguous():
+            x = x.contiguous()
+        stream = out is not None and self._bytes >= _STREAM_FROM
+        if out is None:
+            out = torch.empty_like(x)
+            if self._bytes >= _HUGE_PAGES_FROM:
+                _lib().qn_advise_huge(out.data_ptr(), self._bytes)
+        self._run(
+            self._format,
+            self._view,
+            x.data_ptr(),
+            out.data_ptr(),
+            *self._pointers,
+            self._dtype,
+            stream,
+            torch.get_num_threads() if self._parallel else 1,
+        )
+        return out
+
+
+def _versions(parameters: Parameters | None) -> tuple[int, ...]:
+    """Numbers that change when scales are written to."""
+    if parameters is None:
+        return ()
+    parts = (parameters.scale, parameters.zero_point, parameters.outer)
+    return tuple(part._version for part in parts if part is not None)
 
 
 def packs(call: Call | None, layout: Layout, shape: tuple[int, ...], bits: int) -> bool:

@@ -2,7 +2,8 @@
 
 The kernels are ``cpu`` (compiled, :mod:`~quark_native.kernels.cpu`), ``triton`` (GPU,
 :mod:`~quark_native.kernels.gpu`) and ``torch`` (the specification itself, everywhere).
-``QUARK_NATIVE_KERNEL`` in the environment forces one, and so does :func:`forced` for a while.
+``QUARK_NATIVE_KERNEL`` in the environment of the process forces one, and so does :func:`forced`
+for a while.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 Kernel = Literal["cpu", "triton", "torch"]
 KERNELS: tuple[Kernel, ...] = ("cpu", "triton", "torch")
+
+_ENVIRONMENT = os.environ.get("QUARK_NATIVE_KERNEL") or None
+_LAUNCHES = 64
+"""Shapes whose launches a format remembers."""
 
 _forced: ContextVar[str | None] = ContextVar("_forced", default=None)
 
@@ -78,6 +83,12 @@ def fake_quantize(
     fmt: Format, x: Tensor, parameters: Parameters | None, out: Tensor | None, seed: int
 ) -> Tensor:
     """:meth:`Format.fake_quantize` by the kernel that :func:`choose` names."""
+    # The way of small tensors, whose arithmetic costs less than the rest of this function.
+    launch = fmt.launches.get((x.shape, x.dtype))
+    if launch is not None and out is None and x.is_cpu and _wanted() is None:
+        if launch.fits(parameters):
+            return launch.run(x, None)
+        del fmt.launches[x.shape, x.dtype]
     if not x.dtype.is_floating_point:
         raise TypeError(
             f"{fmt.number.name} quantizes floating-point tensors, not {x.dtype}: convert it first"
@@ -93,12 +104,18 @@ def fake_quantize(
         return found if out is None else out.copy_(found)
     call = fmt.call()
     assert call is not None
+    lasting = call.rounding != "stochastic" and call.given == (parameters is not None)
     if call.given and parameters is None:
         parameters = fmt.measure(x.to(torch.float32))
     elif not call.given:
         parameters = fmt.outer_parameters(x)
     if kernel == "cpu":
-        return cpu.fake_quantize(call, fmt.layout, x, parameters, out, seed)
+        launch = cpu.Launch(call, fmt.layout, x, parameters, seed)
+        if lasting and call.kind != "nvfp":
+            if len(fmt.launches) >= _LAUNCHES:
+                fmt.launches.clear()
+            fmt.launches[x.shape, x.dtype] = launch
+        return launch.run(x, out)
     from quark_native.kernels import gpu
 
     return gpu.fake_quantize(call, fmt.layout, x, parameters, out, seed)
@@ -149,7 +166,7 @@ def _gpu() -> Any:
 
 
 def _wanted() -> str | None:
-    return _forced.get() or os.environ.get("QUARK_NATIVE_KERNEL") or None
+    return _forced.get() or _ENVIRONMENT
 
 
 def _refusal(kernel: Kernel, fmt: Format, x: Tensor, parameters: Parameters | None) -> str | None:

@@ -51,19 +51,6 @@ class CLayout(ctypes.Structure):
     )
 
 
-class CData(ctypes.Structure):
-    """``qn_data``."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("scale", c_void_p),
-        ("extra", c_void_p),
-        ("dtype", c_int32),
-        ("stream", c_int32),
-    )
-
-
 class CPacked(ctypes.Structure):
     """``qn_packed``."""
 
@@ -91,8 +78,9 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{PATH} is of another version: reinstall quark-native"
     library.qn_isa.restype = ctypes.c_char_p
     library.qn_advise_huge.argtypes = (c_void_p, c_int64)
-    for name in ("qn_fake_quantize", "qn_pack"):
-        getattr(library, name).argtypes = (c_void_p, c_void_p, c_void_p, c_int)
+    pointers = (c_void_p,) * 6
+    library.qn_fake_quantize.argtypes = (*pointers, c_int, c_int, c_int)
+    library.qn_pack.argtypes = (c_void_p, c_void_p, c_void_p, c_int)
     library.qn_unpack.argtypes = (c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int)
     wanted = os.environ.get("QUARK_NATIVE_ISA")
     if wanted and library.qn_use_isa(wanted.encode()):
