@@ -73,4 +73,9 @@ class _LearnedScale(torch.autograd.Function):
         total = weighted.sum(shared) if shared else weighted
         count = max(x.numel() // max(scale.numel(), 1), 1)
         largest = max(abs(end) for end in ctx.format.element_limits)
-        return gradient * inside, total.reshape(scale.shape) / math.sqrt(count * largest), None, None
+        return (
+            gradient * inside,
+            total.reshape(scale.shape) / math.sqrt(count * largest),
+            None,
+            None,
+        )

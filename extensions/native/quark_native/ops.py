@@ -65,9 +65,7 @@ class _StraightThrough(torch.autograd.Function):
 # The operator.
 
 
-def _through_operator(
-    x: Tensor, fmt: Format, parameters: Parameters | None, seed: int
-) -> Tensor:
+def _through_operator(x: Tensor, fmt: Format, parameters: Parameters | None, seed: int) -> Tensor:
     if fmt.spelling is None:
         raise ValueError(f"{fmt} was not made from a spec: make it by Format.parse")
     text, axis, profile = fmt.spelling

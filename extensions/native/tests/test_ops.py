@@ -14,7 +14,14 @@ from torch import nn
 
 from quark_core.spec import TensorSpec
 
-NAMES = ("mxfp4", "bfp[8|8]{16}", "int8/channel", "uint4/group:8/asym", "fp8_e4m3/tensor", "ternary")
+NAMES = (
+    "mxfp4",
+    "bfp[8|8]{16}",
+    "int8/channel",
+    "uint4/group:8/asym",
+    "fp8_e4m3/tensor",
+    "ternary",
+)
 
 
 class Model(nn.Module):
@@ -79,7 +86,9 @@ def test_stochastic_rounding_is_unbiased():
     assert mean == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / x.numel()))
 
 
-@pytest.mark.parametrize("name", ["int4/channel", "uint4/tensor/asym", "int4/group:8", "fp4_e2m1/channel"])
+@pytest.mark.parametrize(
+    "name", ["int4/channel", "uint4/tensor/asym", "int4/group:8", "fp4_e2m1/channel"]
+)
 def test_learned_scale_has_the_papers_gradient(name):
     fmt = Format.parse(name)
     example = torch.randn(6, 32)
