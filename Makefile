@@ -34,7 +34,8 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed ## Measure what the host adds to a backend's own time
+bench: $(VENV)/.installed ## Measure the kernels, and what the host adds to a backend's own time
+	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/host_overhead.py
 
 clean: ## Remove everything that was set up or built

@@ -13,7 +13,7 @@ from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
 from quark_native.flows import eager
 from quark_native.nn import OPS
-from quark_native.quantizers import PackedParameter
+from quark_native.quantizers import PackedParameter, Parameterized
 from quark_native.storage import DESCRIPTION, SCHEMA, TENSORS
 
 _Shared = dict[int, tuple[PackedParameter, nn.Parameter]]
@@ -82,7 +82,6 @@ def restore(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], *, keep_fl
         QuantizationError: Tensors are missing, left over or of another shape.
     """
     shared: _Shared = {}
-    restored: set[str] = set()
     rest = dict(tensors)
     for name, layer in eager.layers(model, plan).items():
         prefix = f"{name}." if name else ""
@@ -90,13 +89,13 @@ def restore(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], *, keep_fl
             quantizer = getattr(layer, f"{role}_quantizer")
             if quantizer is None:
                 continue
-            stored = _take(rest, f"{prefix}{role}_quantizer.", restored)
+            stored = _take(rest, f"{prefix}{role}_quantizer.")
             if quantizer.observer is not None and "scale" not in stored:
                 raise _unfitting(f"no scale for {prefix}{role}")
             quantizer.restore(stored)
         for role, fmt in eager.constants(plan[name]):
             values = layer.get_parameter(role)
-            stored = _take(rest, f"{prefix}packed.{role}.", restored)
+            stored = _take(rest, f"{prefix}packed.{role}.")
             if "codes" not in stored:
                 raise _unfitting(f"no codes for {prefix}{role}")
             identity = id(stored["codes"])  # one tensor for all names of a shared one
@@ -112,16 +111,17 @@ def restore(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], *, keep_fl
         missing, unexpected = model.load_state_dict(rest, strict=False)
     except RuntimeError as error:
         raise _unfitting(str(error).replace("\n\t", " ")) from None
-    missing = [name for name in missing if name not in restored]
+    modules = model.named_modules(remove_duplicate=False)
+    own = {name for name, module in modules if isinstance(module, Parameterized)}
+    missing = [name for name in missing if name.rpartition(".")[0] not in own]
     if missing or unexpected:
         wrong = ", ".join([*(f"no {name}" for name in missing), *unexpected])
         raise _unfitting(wrong)
 
 
-def _take(rest: dict[str, Tensor], prefix: str, restored: set[str]) -> dict[str, Tensor]:
+def _take(rest: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Remove the tensors below ``prefix`` from ``rest`` and return them by their own name."""
     names = [name for name in rest if name.startswith(prefix)]
-    restored.update(names)
     return {name.removeprefix(prefix): rest.pop(name) for name in names}
 
 

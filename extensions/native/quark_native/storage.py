@@ -34,13 +34,20 @@ def stored_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[object, str] = {}
-    translated: dict[str, Tensor] = {}
-    origin: dict[str, object] = {}
+
+    def add(name: str, tensor: Tensor, identity: object, *, shared: bool) -> None:
+        if shared and identity in first:
+            aliases[name] = first[identity]
+            return
+        first[identity] = name
+        tensors[name] = tensor.detach().contiguous()
+
+    own: set[str] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Parameterized):
+            own.add(prefix)
             for name, tensor in module.stored().items():
-                translated[f"{prefix}.{name}"] = tensor
-                origin[f"{prefix}.{name}"] = (id(module), name)
+                add(f"{prefix}.{name}", tensor, (id(module), name), shared=True)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise ExportError(
@@ -48,13 +55,9 @@ def stored_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
                 where=f"state {name!r}",
                 fix="Such a model cannot be saved without pickle; drop get_extra_state",
             )
-        identity = origin.get(name, (tensor.data_ptr(), tensor.shape, tensor.stride()))
-        shared = name in origin or tensor.numel() > 0
-        if shared and identity in first:
-            aliases[name] = first[identity]
-            continue
-        first[identity] = name
-        tensors[name] = translated.get(name, tensor).detach().contiguous()
+        if name.rpartition(".")[0] not in own:
+            identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            add(name, tensor, identity, shared=tensor.numel() > 0)
     return tensors, aliases
 
 

@@ -51,7 +51,8 @@ class _Means(Format):
         total = self._sum(magnitudes, ndim)
         if count is None:
             count = torch.Size([magnitudes.shape[axis] for axis in axes]).numel()
-        return (total / count).to(torch.float32)
+        mean = (total / count).to(torch.float32)
+        return torch.where(mean.isfinite(), mean, torch.nan)
 
     def _sum(self, magnitudes: Tensor, ndim: int) -> Tensor:
         axes = self.layout.shared_axes(ndim)

@@ -99,9 +99,10 @@ class Integer(Format):
         return torch.int64 if self.highest > torch.iinfo(torch.int32).max else torch.int32
 
     def _symmetric(self, low: Tensor, high: Tensor) -> Tensor:
-        # A side without codes (below zero in uint8, above zero in int1) has no say.
-        above = high / self.highest if self.highest else torch.zeros_like(high)
-        below = low / self.lowest if self.lowest else torch.zeros_like(low)
+        # A side without codes (below zero in uint8, above zero in int1) has no say, but for what
+        # is not finite.
+        above = high / self.highest if self.highest else high * 0
+        below = low / self.lowest if self.lowest else low * 0
         return torch.maximum(above, below)
 
     def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:

@@ -35,7 +35,7 @@ EDGE[0] = torch.nextafter(torch.tensor(2.0**-28), torch.tensor(0.0))
         ),
         ("XP[8,+4](CSN)", "dmx", lambda x: dmx.cast(x, "XP[8,+4](CSN)")),
         ("mxfp4/scale:even", "quark", lambda x: quark.mx(x, "fp4_e2m1")),
-        ("bfp16", "quark", lambda x: quark.bfp16(x)),
+        ("bfp16", "quark", quark.bfp16),
         ("mx9", "quark", lambda x: quark.microexponents(x, "mx9")),
         ("fixed[8,4]", "mase", lambda x: mase.integer(x, width=8, frac_width=4)),
         ("fp[1|4|3]/unit", "mase", lambda x: mase.minifloat_ieee(x, width=8, exponent_width=4)),
