@@ -173,7 +173,7 @@ def test_untraceable_model_is_refused_where_tracing_is_needed(
     with pytest.raises(QuantizationError) as caught:
         _quantizer(**fields).make_plan(Branching())
     assert words in str(caught.value)
-    assert "Write backend: layerwise and equalize_iterations: 0" in str(caught.value)
+    assert "Write backend: layerwise, equalize_iterations: 0" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,14 @@ def test_untraceable_model_is_refused_where_tracing_is_needed(
         {**STATIC, "backend": "fx", "bias": "int16", "bias_correction": True},
         {"input": "int8/token/dynamic/sym"},
         {"weight": "int4/asym"},
+        {"weight": "int4/group:2/asym", "pad_groups": True},
+        {"weight": "mxfp4", "input": "mxfp8"},
+        {"weight": "fp8_e4m3", "input": "fp8_e5m2/mse"},
+        {"weight": "int4", **STATIC, "algorithm": "gptq", "bias_correction": True},
+        {"weight": "int3", "algorithm": {"name": "learned_round", "iterations": 5}},
+        {**STATIC, "activation_equalization": {}},
+        {**STATIC, "activation_equalization": {"mode": "fx"}, "magr": {"steps": 3}},
+        {**STATIC, "channel_splitting": 0.3},
     ],
 )
 def test_saved_models_come_back_exactly(
