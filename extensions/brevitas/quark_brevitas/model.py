@@ -19,7 +19,8 @@ from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
-_STATE, _ABOUT = "brevitas.safetensors", "brevitas.json"
+_STATE, _ABOUT, _EXAMPLE = "brevitas.safetensors", "brevitas.json", "example.safetensors"
+EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq")
 _PROXIES = ("weight_quant", "input_quant", "bias_quant")
 
 
@@ -73,6 +74,7 @@ class BrevitasModel(QuantizedModel):
         super().__init__(prepared.module, prepared.plan)
         self._counterparts = prepared.counterparts
         self._float_kept = True
+        self._example = prepared.example.first() if prepared.example is not None else None
 
     def counterpart(self, name: str) -> str | None:
         """A folded BatchNorm where there is one; None after equalization."""
@@ -105,6 +107,13 @@ class BrevitasModel(QuantizedModel):
             for name, tensor in self.module.state_dict().items()
         }
         save_file(state, directory / _STATE)
+        if self._example is not None and not self._example.kwargs:
+            # Exports of the loaded model trace with it again.
+            tensors = {str(at): leaf for at, leaf in enumerate(self._example.args)}
+            if all(isinstance(leaf, torch.Tensor) for leaf in tensors.values()):
+                save_file(
+                    {key: leaf.contiguous() for key, leaf in tensors.items()}, directory / _EXAMPLE
+                )
         about = {
             "format": 1,
             "brevitas": version("brevitas"),
@@ -159,9 +168,25 @@ class BrevitasModel(QuantizedModel):
                 cause=str(error).strip().splitlines()[-1].strip(),
                 fix="Load with the configuration and float model it was saved with",
             ) from error
+        if (directory / _EXAMPLE).exists():
+            saved = load_file(directory / _EXAMPLE)
+            prepared.example = Batch(tuple(saved[str(at)] for at in range(len(saved))))
         loaded = BrevitasModel(prepared)
         loaded._float_kept = moved != "weights"
         return loaded
+
+    def export(self, name: str, path: Path) -> Path:
+        """Write ``onnx_qcdq``, ``qonnx`` or ``torch_qcdq``; the file is run and compared.
+
+        Raises:
+            ExportError: There is no such form, this model does not fit it, or the file computes
+                something else than the module.
+        """
+        from quark_brevitas.exports import export
+
+        if name not in EXPORTS:
+            return super().export(name, path)
+        return export(name, self.module, self.plan, self._example, path)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.
