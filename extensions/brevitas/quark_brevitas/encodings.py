@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class _Numbers:
     scale: Tensor
     zero_point: Tensor
     signed: bool
+    narrow: bool = False
 
 
 def read(model: nn.Module, layer: nn.Module, entry: PlanEntry) -> list[Encoding]:
@@ -62,7 +63,9 @@ def _encoding(
         return _static(common, _Numbers(scale, torch.zeros_like(scale), signed=True), spec)
     # One pass through the quantizer tells all; asking for each number would take one each.
     found = layer.quant_weight() if role == "weight" else _upstream(model, entry)
-    return _static(common, _compact(found, spec, common["axis"]), spec)
+    numbers = _compact(found, spec, common["axis"])
+    narrow = role == "weight" and bool(layer.weight_quant.is_narrow_range)
+    return _static(common, replace(numbers, narrow=narrow), spec)
 
 
 def _axis(entry: PlanEntry, role: Role, spec: TensorSpec) -> int | None:
@@ -110,13 +113,14 @@ def _static(common: dict[str, Any], numbers: _Numbers, spec: TensorSpec) -> Enco
     if fmt.signed and not numbers.signed:
         zeros -= half
     low = -half if fmt.signed else 0
+    high = low + 2 * half - 1
     common["symmetric"] = common["symmetric"] and bool((zeros == 0).all())
     return Encoding(
         **common,
         scale=scale,
         zero_point=zeros,
-        min=(low - zeros) * scale,
-        max=(low + 2 * half - 1 - zeros) * scale,
+        min=(low + numbers.narrow - zeros) * scale,
+        max=(high - zeros) * scale,
     )
 
 
