@@ -65,12 +65,12 @@ exprot: [checkpoint]
 
 
 def test_unsupported_spec_lists_what_would_do(recipe: Write) -> None:
-    path = recipe({"quantizer": {"name": "brevitas", "weight": "mxfp4"}})
+    path = recipe({"quantizer": {"name": "brevitas", "weight": "nvfp4"}})
     with pytest.raises(UnsupportedSpecError) as caught:
         load_recipe(path)
     assert (
-        "quantizer.weight.format: brevitas cannot do mxfp4_e2m1 for a weight: accepted are "
-        "int2..int8, uint2..uint8"
+        "quantizer.weight.format: brevitas cannot do nvfp4 for a weight: accepted are "
+        "int2..int16, uint2..uint16"
     ) in str(caught.value)
 
 

@@ -14,8 +14,10 @@ def quark_quantizers() -> list[QuantizerSpec]:
             name="brevitas",
             config="quark_brevitas.config:BrevitasConfig",
             quantizer="quark_brevitas.quantizer:BrevitasQuantizer",
-            summary="Brevitas post-training quantization: int2..int8, static, dynamic, weight-only",
-            capabilities=Capabilities(save_load=True, set_enabled=True),
+            summary="Brevitas: integers, minifloats, MX; GPTQ, GPFQ, Qronos, learned rounding",
+            capabilities=Capabilities(
+                exports=("onnx_qcdq", "qonnx", "torch_qcdq"), save_load=True, set_enabled=True
+            ),
             requires=("brevitas>=0.13,<0.14", "torch>=2.6"),
             tested=("brevitas==0.13.4", "torch==2.13.0"),
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ OPS: dict[type, str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
 }
 """Layers the backend quantizes; exactly these classes, as Brevitas replaces no subclass."""
+_WRAPPED = "layer"
+"""What Brevitas calls a layer within the module that multiplies its input first."""
 
 
 @contextmanager
@@ -41,6 +44,11 @@ def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
         return "backend: fx"
     if config.equalize_iterations:
         return f"equalize_iterations: {config.equalize_iterations}"
+    if config.channel_splitting:
+        return f"channel_splitting: {config.channel_splitting:g}"
+    equalization = config.activation_equalization
+    if equalization is not None and equalization.mode == "fx":
+        return "activation_equalization.mode: fx"
     if config.merge_bn and has_batch_norm(model):
         return "merge_bn: true"
     return ""
@@ -87,7 +95,12 @@ def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:
 
     with quiet():
         prepared: Any = preprocess_for_quantize(
-            model, equalize_iters=config.equalize_iterations, merge_bn=config.merge_bn
+            model,
+            equalize_iters=config.equalize_iterations,
+            equalize_merge_bias=config.equalize_merge_bias,
+            merge_bn=config.merge_bn,
+            channel_splitting_ratio=config.channel_splitting,
+            channel_splitting_split_input=config.split_inputs,
         )
     _repair_methods(prepared)
     module: nn.Module = prepared
@@ -106,15 +119,15 @@ def _repair_methods(traced: Any) -> None:
     traced.recompile()
 
 
-def replace_layers(model: nn.Module, plan: Plan) -> nn.Module:
+def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Module:
     """Brevitas's layerwise rewriting, with each layer's own specs."""
     from brevitas.graph.quantize import layerwise_quantize
 
-    layers = _layer_map(plan, with_inputs=True)
+    layers = _layer_map(plan, config, with_inputs=True)
     skipped = [
         name
         for name, module in model.named_modules()
-        if type(module) in OPS and not (name in plan and plan[name].quantized)
+        if type(module) in OPS and not (_planned(name) in plan and plan[_planned(name)].quantized)
     ]
     with quiet():
         rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=skipped)
@@ -126,12 +139,14 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
     import brevitas.nn as qnn
     from brevitas.graph.quantize import quantize
 
-    from quark_brevitas.mapping import input_quantizer
+    from quark_brevitas.quantizers import input_quantizer
 
-    settings = {"act_quant": input_quantizer(config.input), "return_quant_tensor": True}
+    quantizer = input_quantizer(config.input, scale_rounding=config.scale_rounding)
+    settings = {"act_quant": quantizer, "return_quant_tensor": True}
     # After a ReLU, a symmetric grid need not spend codes on negative values.
+    positive = config.input is not None and config.input.number_format.family == "integer"
     symmetric = config.input is not None and config.input.symmetric
-    unsigned = {**settings, "signed": False} if symmetric else settings
+    unsigned = {**settings, "signed": False} if symmetric and positive else settings
     activations = {
         nn.ReLU: (qnn.QuantReLU, unsigned),
         nn.ReLU6: (qnn.QuantReLU, unsigned),
@@ -144,26 +159,42 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
     with quiet():
         rewritten: nn.Module = quantize(
             model,
-            compute_layer_map=_layer_map(plan, with_inputs=False),
+            compute_layer_map=_layer_map(plan, config, with_inputs=False),
             quant_act_map=activations,
             quant_identity_map=identities,
         )
     return rewritten
 
 
-def _layer_map(plan: Plan, *, with_inputs: bool) -> dict[type, tuple[type, dict[str, Any]]]:
+def _layer_map(
+    plan: Plan, config: BrevitasConfig, *, with_inputs: bool
+) -> dict[type, tuple[type, dict[str, Any]]]:
     import brevitas.nn as qnn
 
-    from quark_brevitas.mapping import bias_quantizer, input_quantizer, weight_quantizer
+    from quark_brevitas.quantizers import bias_quantizer, input_quantizer, weight_quantizer
 
-    # Brevitas calls lambdas with the layer and its name, which is how each gets specs of its own.
+    def weight(name: str) -> Any:
+        return weight_quantizer(
+            plan[_planned(name)].weight,
+            hqo=config.hqo,
+            narrow_range=config.narrow_range,
+            scale_rounding=config.scale_rounding,
+            round_zero_points=config.round_zero_points,
+        )
+
+    def inputs(name: str) -> Any:
+        entry = plan[_planned(name)]
+        return input_quantizer(entry.input, entry.op, scale_rounding=config.scale_rounding)
+
+    # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
+    # each gets specs of its own.
     settings: dict[str, Any] = {
-        "weight_quant": lambda _layer, name: weight_quantizer(plan[name].weight),
-        "bias_quant": lambda _layer, name: bias_quantizer(plan[name].bias),
+        "weight_quant": lambda _layer, name: weight(name),
+        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name)].bias),
         "return_quant_tensor": False,
     }
     if with_inputs:
-        settings["input_quant"] = lambda _layer, name: input_quantizer(plan[name].input)
+        settings["input_quant"] = lambda _layer, name: inputs(name)
     return {
         nn.Linear: (qnn.QuantLinear, settings),
         nn.Conv1d: (qnn.QuantConv1d, settings),
@@ -173,6 +204,48 @@ def _layer_map(plan: Plan, *, with_inputs: bool) -> dict[type, tuple[type, dict[
     }
 
 
+def inner(module: nn.Module) -> nn.Module:
+    """The layer itself, where activation equalization put a factor before it."""
+    from brevitas.nn.equalized_layer import EqualizedModule
+
+    return module.layer if isinstance(module, EqualizedModule) else module
+
+
+def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
+    """The shapes in which factors of activation equalization meet inputs, by layer."""
+    from brevitas.nn.equalized_layer import EqualizedModule
+
+    modules = {entry.name: model.get_submodule(entry.name) for entry in plan.quantized}
+    return {
+        name: list(module.scale.runtime_shape)
+        for name, module in modules.items()
+        if isinstance(module, EqualizedModule)
+    }
+
+
+def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
+    """Put a factor, one for now, before each of these layers."""
+    from brevitas.nn.equalized_layer import EqualizedModule
+    from brevitas.nn.quant_scale_bias import ScaleBias
+
+    for name, shape in shapes.items():
+        factor = ScaleBias(prod(shape), bias=False, runtime_shape=tuple(shape))
+        model.set_submodule(name, EqualizedModule(factor, model.get_submodule(name)))
+
+
+def keep_float_weights(layers: Mapping[str, Any]) -> None:
+    """Keep a copy of each weight where Brevitas looks for it when quantization is off."""
+    for layer in layers.values():
+        if not hasattr(layer, "weight_orig"):
+            original = layer.weight.detach().clone().cpu()
+            layer.register_buffer("weight_orig", original, persistent=False)
+
+
+def _planned(path: str) -> str:
+    """The plan's name of a layer that may have been wrapped since."""
+    return path.removesuffix(f".{_WRAPPED}")
+
+
 def require_layers(model: nn.Module, plan: Plan) -> None:
     """Check that every planned layer became one of Brevitas's.
 
@@ -180,7 +253,7 @@ def require_layers(model: nn.Module, plan: Plan) -> None:
         QuantizationError: Names the first that did not.
     """
     for entry in plan.quantized:
-        layer = model.get_submodule(entry.name)
+        layer = inner(model.get_submodule(entry.name))
         if not hasattr(layer, "weight_quant"):
             raise QuantizationError(
                 f"Brevitas left the layer as {type(layer).__name__}",

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import preparation
+from quark_brevitas import limits, preparation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
+from quark_brevitas.pipeline import Stage, stages
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan, PlanEntry, Step
@@ -28,7 +29,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         """Decide for each Linear and convolution, and order the passes.
 
         Raises:
-            QuantizationError: The configuration needs a traced graph and the model has none.
+            QuantizationError: The configuration needs a traced graph and the model has none, or
+                asks for something that a layer's shape does not allow.
         """
         found = [
             (target, module)
@@ -36,58 +38,55 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             if type(module) in preparation.OPS
         ]
         selection = select([target for target, _ in found], self.config)
-        steps, warnings = self._steps(model)
+        traced, warnings = self._traced(model)
         folded = model
-        if steps[0].name == "preprocess" and self._wants_bias():
+        if traced and self._wants_bias():
             # Folding BatchNorm gives biases to layers that have none yet.
             folded = preparation.preprocess(copy.deepcopy(model), self.config)
         entries = tuple(
             self._entry(target, module, selection.decisions[target.name], folded)
             for target, module in found
         )
-        static = any(entry.input is not None and not entry.input.dynamic for entry in entries)
-        warnings += tuple(
-            f"{entry.name} {entry.reason}" for entry in entries if entry.reason.startswith("stays")
-        )
+        limits.require(model, entries, self.config)
+        found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
-            needs_calibration=static or self.config.bias_correction,
-            steps=steps,
+            needs_calibration=any(stage.run is not None for stage in found_stages),
+            steps=tuple(Step(stage.name, stage.reason) for stage in found_stages),
             unmatched=selection.unmatched,
-            warnings=warnings,
+            warnings=(*warnings, *limits.warnings(entries, self.config)),
         )
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
-        """Preprocess and rewrite the model."""
+        """Preprocess the model, and rewrite it unless passes over the float model come first."""
         counterparts: dict[str, str | None] = {}
         if any(step.name == "preprocess" for step in plan.steps):
-            if self.config.equalize_iterations:
+            if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
                 counterparts = preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
-        if self.config.backend == "fx":
-            model = preparation.replace_graph(model, plan, self.config)
-        else:
-            model = preparation.replace_layers(model, plan)
-        preparation.require_layers(model, plan)
-        return Prepared(model.eval(), plan, example, counterparts)
+        beside = example.beside(model) if example is not None else None
+        prepared = Prepared(model.eval(), plan, beside, counterparts)
+        if not any(stage.before for stage in self._stages(plan)):
+            self._rewrite(prepared)
+        return prepared
 
     def calibrate(self, prepared: Prepared, batch: Batch) -> None:
-        """Run one batch."""
+        """Give one batch to the pass under way."""
         with preparation.quiet():
-            batch.run(prepared.module)
+            if prepared.feed is not None:
+                prepared.feed(batch)
+            else:
+                batch.run(prepared.module)
 
     def passes(self, prepared: Prepared, plan: Plan) -> Iterator[str]:
-        """Ranges first; then, with quantization on, the biases."""
-        from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-
-        if any(entry.input is not None and not entry.input.dynamic for entry in plan.entries):
-            with calibration_mode(prepared.module):
-                yield "calibrate"
-        if self.config.bias_correction:
-            with bias_correction_mode(prepared.module):
-                yield "bias correction"
+        """The stages that need data, in their order."""
+        for stage in self._stages(plan):
+            if not stage.before and not prepared.rewritten:
+                self._rewrite(prepared)
+            if stage.run is not None:
+                yield from stage.run(prepared)
 
     def convert(self, prepared: Prepared) -> BrevitasModel:
         """Hand the calibrated model out."""
@@ -99,7 +98,27 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         Raises:
             QuantizationError: The files do not fit the model or the configuration.
         """
-        return BrevitasModel.load_state(self.prepare(model, self.plan(model)), directory)
+        changed = self.config.activation_equalization is not None or self.config.magr is not None
+        moved = "codes" if self.config.algorithm is not None else ""
+        return BrevitasModel.load_state(
+            self.prepare(model, self.plan(model)),
+            directory,
+            self._rewrite,
+            "weights" if changed else moved,
+        )
+
+    def _rewrite(self, prepared: Prepared) -> None:
+        if self.config.backend == "fx":
+            rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
+        else:
+            rewritten = preparation.replace_layers(prepared.module, prepared.plan, self.config)
+        preparation.require_layers(rewritten, prepared.plan)
+        prepared.module, prepared.rewritten = rewritten.eval(), True
+
+    def _stages(self, plan: Plan) -> list[Stage]:
+        traced = "traced" if any(step.name == "preprocess" for step in plan.steps) else ""
+        work = stages(self.config, plan.entries, traced)
+        return [stage for stage in work if stage.name != "preprocess"]
 
     def _entry(
         self, target: Target, module: nn.Module, decision: Decision, folded: nn.Module
@@ -126,25 +145,20 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def _wants_bias(self) -> bool:
         return self.config.bias is not None or any(rule.bias for rule in self.config.rules)
 
-    def _steps(self, model: nn.Module) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-        config, steps, warnings = self.config, [], []
-        wanted = preparation.must_trace(config, model)
-        if wanted:
-            problem = preparation.trace_problem(model)
-            if problem and wanted != "merge_bn: true":
-                raise QuantizationError(
-                    f"{wanted} needs a model that can be traced",
-                    where="quantizer",
-                    cause=problem,
-                    fix="Write backend: layerwise and equalize_iterations: 0",
-                )
-            if problem:
-                warnings.append(f"BatchNorm stays apart: the model cannot be traced ({problem})")
-            else:
-                steps.append(Step("preprocess", f"{wanted}: done on the float weights, first"))
-        steps.append(Step(f"{config.backend} rewriting", "float layers become Brevitas's"))
-        if config.input is not None or any(rule.input is not None for rule in config.rules):
-            steps.append(Step("calibrate", "input ranges, with quantization switched off"))
-        if config.bias_correction:
-            steps.append(Step("bias correction", "after ranges are known, with quantization on"))
-        return tuple(steps), tuple(warnings)
+    def _traced(self, model: nn.Module) -> tuple[str, tuple[str, ...]]:
+        """What needs a traced graph, if the model has one, and warnings if it has not."""
+        wanted = preparation.must_trace(self.config, model)
+        if not wanted:
+            return "", ()
+        problem = preparation.trace_problem(model)
+        if not problem:
+            return wanted, ()
+        if wanted != "merge_bn: true":
+            raise QuantizationError(
+                f"{wanted} needs a model that can be traced",
+                where="quantizer",
+                cause=problem,
+                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0 and "
+                "activation_equalization.mode: layerwise",
+            )
+        return "", (f"BatchNorm stays apart: the model cannot be traced ({problem})",)

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-CONFIGS = ("lw_w8a8_pc", "lw_w8a8_nobc", "fx_w8a8_pc", "fx_w8a8_po2", "lw_w8_only")
+CONFIGS = (
+    "lw_w8a8_pc",
+    "lw_w8a8_nobc",
+    "fx_w8a8_pc",
+    "fx_w8a8_po2",
+    "lw_w4a8_gptq",
+    "lw_w8a8_dyn",
+    "lw_w8_only",
+    "lw_mxfp8",
+    "lw_noeq_w8a8_asym",
+)
 HERE = Path(__file__).parent / "golden"
 
 
@@ -30,7 +40,7 @@ def main() -> None:
     for name in results.files:
         config, _, rest = name.partition("/")
         numbers = rest.endswith(("scale", "zero_point", "bias_float"))
-        integers = config == "lw_w8_only" and rest.endswith("int")
+        integers = config in ("lw_w8_only", "lw_w4a8_gptq") and rest.endswith("int")
         if config in CONFIGS and (rest == "logits" or numbers or integers):
             kept[name] = results[name]
     np.savez_compressed(HERE / "results.npz", **kept)

@@ -173,7 +173,7 @@ def test_untraceable_model_is_refused_where_tracing_is_needed(
     with pytest.raises(QuantizationError) as caught:
         _quantizer(**fields).make_plan(Branching())
     assert words in str(caught.value)
-    assert "Write backend: layerwise and equalize_iterations: 0" in str(caught.value)
+    assert "Write backend: layerwise, equalize_iterations: 0" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,14 @@ def test_untraceable_model_is_refused_where_tracing_is_needed(
         {**STATIC, "backend": "fx", "bias": "int16", "bias_correction": True},
         {"input": "int8/token/dynamic/sym"},
         {"weight": "int4/asym"},
+        {"weight": "int4/group:2/asym", "pad_groups": True},
+        {"weight": "mxfp4", "input": "mxfp8"},
+        {"weight": "fp8_e4m3", "input": "fp8_e5m2/mse"},
+        {"weight": "int4", **STATIC, "algorithm": "gptq", "bias_correction": True},
+        {"weight": "int3", "algorithm": {"name": "learned_round", "iterations": 5}},
+        {**STATIC, "activation_equalization": {}},
+        {**STATIC, "activation_equalization": {"mode": "fx"}, "magr": {"steps": 3}},
+        {**STATIC, "channel_splitting": 0.3},
     ],
 )
 def test_saved_models_come_back_exactly(
@@ -256,3 +264,79 @@ def test_dictionaries_calibrate() -> None:
     tokens = [{"input_ids": torch.arange(10).reshape(2, 5)}]
     quantized = _quantizer(**STATIC).quantize(Keyword(), tokens)
     assert quantized(**tokens[0])["logits"].shape == (2, 5, 11)
+
+
+def test_zero_points_between_integers_are_told_and_counted(tiny: nn.Module) -> None:
+    rules = [{"glob": "*", "weight": "int4/tensor/asym"}]
+    plain = _quantizer(rules=rules).quantize(tiny)
+    found = _quantizer(rules=rules, hqo=True, round_zero_points=False).quantize(tiny)
+    encoding = next(e for e in found.encodings() if e.tensor == "fc.weight")
+    assert encoding.zero_point is not None
+    assert encoding.zero_point.is_floating_point()
+    assert found.storage()["fc.weight"] == plain.storage()["fc.weight"] + 4  # 32 bits, not 4
+
+
+def test_narrow_range_leaves_the_smallest_code_out(tiny: nn.Module) -> None:
+    quantized = _quantizer(weight="int3", narrow_range=True).quantize(tiny)
+    for encoding in quantized.encodings():
+        layer: Any = quantized.layer(encoding.layer)
+        assert encoding.min is not None
+        assert encoding.max is not None
+        assert torch.equal(encoding.min, -encoding.max)
+        assert layer.quant_weight().int().min() == -3
+
+
+def test_groups_that_do_not_divide_are_refused_with_the_nearest(tiny: nn.Module) -> None:
+    rules = [{"type": "Conv2d", "skip": True}, {"glob": "up*", "skip": True}]
+    fields: dict[str, Any] = {"weight": "int4/group:4", "rules": rules}
+    with pytest.raises(QuantizationError) as caught:
+        _quantizer(**fields).make_plan(tiny)
+    assert str(caught.value) == (
+        "plan, layer 'conv1d': groups of 4 do not divide the 3 inputs of the layer. Write group:3 "
+        "in a rule for it, or pad_groups: true."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"algorithm": "gptq"},
+            "gptq leaves transposed convolutions to the nearest codes: up, up1d",
+        ),
+        ({"hqo": True}, "hqo searches 5 weights in up to"),
+        ({"weight": "mxfp4"}, "quark-native reads the exponent's bits instead"),
+    ],
+)
+def test_plans_warn(tiny: nn.Module, fields: dict[str, Any], words: str) -> None:
+    assert words in " ".join(_quantizer(**fields).make_plan(tiny).warnings)
+
+
+def test_plan_gives_the_whole_order_with_reasons(tiny: nn.Module) -> None:
+    plan = _quantizer(
+        **STATIC,
+        equalize_iterations=2,
+        activation_equalization={},
+        magr={},
+        algorithm="qronos",
+        bias_correction=True,
+    ).make_plan(tiny)
+    assert [step.name for step in plan.steps] == [
+        "preprocess",
+        "activation equalization",
+        "magr",
+        "layerwise rewriting",
+        "calibrate",
+        "qronos",
+        "bias correction",
+    ]
+    assert all(step.reason for step in plan.steps)
+
+
+def test_static_and_block_inputs_mix(tiny: nn.Module, batches: list[Tensor]) -> None:
+    rules = [{"type": "Conv2d", "input": "mxfp8"}, {"name": "fc", "input": "int8/dynamic"}]
+    quantized = _quantizer(**STATIC, rules=rules).quantize(tiny, batches)
+    dynamic = {e.layer for e in quantized.encodings() if e.dynamic}
+    assert dynamic == {"conv", "fc"}
+    with torch.no_grad():
+        assert torch.isfinite(quantized(batches[0])).all()

@@ -1,0 +1,195 @@
+"""Recipes against the same passes called on Brevitas directly, on the demo network.
+
+    python benchmarks/brevitas_direct.py [--repeats 3]
+
+For each row: accuracy on the test images, SQNR of logits against float, whether both models return
+the same bits, processor time of both, and the median ratio of neighbouring calls on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.quantizer import BrevitasQuantizer
+from torch import Tensor, nn
+
+from quark_core.batch import as_batch
+from quark_core.recipe.load import load_recipe
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples/fashion_mnist/brevitas-int8.yaml"
+INPUT = "int8/sym/percentile:99.999"
+# name: (our fields, arguments of Brevitas's quantize_model, passes after calibration)
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "layerwise w8a8": (
+        {"weight": "int8", "input": INPUT, "bias": "int32", "bias_correction": True},
+        {"backend": "layerwise", "bias_bit_width": 32},
+        ("bias",),
+    ),
+    "fx w8a8": (
+        {
+            "backend": "fx",
+            "weight": "int8",
+            "input": INPUT,
+            "bias": "int32",
+            "bias_correction": True,
+        },
+        {"backend": "fx", "bias_bit_width": 32},
+        ("bias",),
+    ),
+    "fx power of two": (
+        {
+            "backend": "fx",
+            "weight": "int8/power_of_two",
+            "input": f"{INPUT}/power_of_two",
+            "bias": "int32",
+            "bias_correction": True,
+        },
+        {"backend": "fx", "bias_bit_width": 32, "scale_factor_type": "po2_scale"},
+        ("bias",),
+    ),
+    "layerwise w4a8 gptq": (
+        {
+            "weight": "int4",
+            "input": INPUT,
+            "algorithm": {"name": "gptq", "engine": "brevitas"},
+            "bias_correction": True,
+        },
+        {"backend": "layerwise", "weight_bit_width": 4},
+        ("gptq", "bias"),
+    ),
+    "layerwise fp8 (ocp)": (
+        {"weight": "fp8_e4m3", "input": "fp8_e4m3"},
+        {"backend": "layerwise", "quant_format": "float_ocp"},
+        (),
+    ),
+    "layerwise mxfp8": (
+        {"weight": "mxfp8_e4m3", "input": "mxfp8_e4m3"},
+        {
+            "backend": "layerwise",
+            "quant_format": "float_ocp",
+            "scale_factor_type": "po2_scale",
+            "weight_quant_granularity": "per_group",
+            "act_quant_granularity": "per_group",
+            "act_scale_computation_type": "dynamic",
+        },
+        (),
+    ),
+}
+# Ours alone: Brevitas's own code needs a data loader and another trainer.
+OWN: dict[str, dict[str, Any]] = {
+    "layerwise w4a8 gptq, fast": {
+        "weight": "int4",
+        "input": INPUT,
+        "algorithm": "gptq",
+        "bias_correction": True,
+    },
+    "layerwise w4a8 learned round": {
+        "weight": "int4",
+        "input": INPUT,
+        "algorithm": {"name": "learned_round", "iterations": 50, "learning_rate": 0.01},
+        "bias_correction": True,
+    },
+    "layerwise w4a8 nearest": {"weight": "int4", "input": INPUT, "bias_correction": True},
+}
+
+
+def direct(model: nn.Module, batches: list[Tensor], row: str) -> nn.Module:
+    """What a user of Brevitas would write."""
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq import ptq_common
+
+    _, changes, passes = ROWS[row]
+    data = [(batch, None) for batch in batches]
+    arguments = {
+        "weight_bit_width": 8,
+        "act_bit_width": 8,
+        "bias_bit_width": None,
+        "weight_quant_granularity": "per_channel",
+        "act_quant_percentile": 99.999,
+        "act_quant_type": "sym",
+        "scale_factor_type": "float_scale",
+        "quant_format": "int",
+        "weight_exponent_bit_width": 4,
+        "weight_mantissa_bit_width": 3,
+        "act_exponent_bit_width": 4,
+        "act_mantissa_bit_width": 3,
+        "layerwise_first_last_exponent_bit_width": 4,
+        "layerwise_first_last_mantissa_bit_width": 3,
+        **changes,
+    }
+    prepared = preprocess_for_quantize(copy.deepcopy(model), equalize_iters=20)
+    found = ptq_common.quantize_model(prepared, **arguments).eval()
+    with torch.no_grad():
+        found(batches[0])
+        if arguments.get("act_scale_computation_type") != "dynamic":
+            ptq_common.calibrate(data, found)
+        if "gptq" in passes:
+            ptq_common.apply_gptq(data, found, create_weight_orig=True)
+        if "bias" in passes:
+            ptq_common.apply_bias_correction(data, found)
+    return found
+
+
+def sqnr(truth: Tensor, found: Tensor) -> float:
+    return float(10 * torch.log10(truth.square().sum() / (truth - found).square().sum()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    loaded = load_recipe(EXAMPLE)
+    model = loaded.load_model().eval()
+    batches = [as_batch(item).args[0] for item in loaded.load_data("calibration") or ()]
+    tests = [as_batch(item) for item in loaded.load_data("evaluation") or ()]
+    images = torch.cat([batch.args[0] for batch in tests])
+    labels = torch.cat([batch.target for batch in tests])
+    with torch.no_grad():
+        truth = model(images)
+    accuracy = float((truth.argmax(1) == labels).double().mean())
+    print(f"float: accuracy {accuracy:.4f}, {len(images)} images")
+    print("| row | accuracy | SQNR dB | same bits | recipe s | direct s | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in [*ROWS, *OWN]:
+        fields = ROWS[row][0] if row in ROWS else OWN[row]
+        config = BrevitasConfig(name="brevitas", equalize_iterations=20, **fields)
+        ours: list[float] = []
+        theirs: list[float] = []
+        mine: Any = None
+        other: Any = None
+        for repeat in range(repeats + 1):
+            for which in (0, 1) if repeat % 2 else (1, 0):
+                gc.collect()
+                began = time.process_time()
+                if which == 0:
+                    mine = BrevitasQuantizer(config).quantize(model, batches)
+                elif row in ROWS:
+                    other = direct(model, batches, row)
+                (theirs if which else ours).append(time.process_time() - began)
+        with torch.no_grad():
+            found = mine(images)
+            same = torch.equal(found, other(images)) if other is not None else None
+        right = float((found.argmax(1) == labels).double().mean())
+        line = f"| {row} | {right:.4f} | {sqnr(truth, found):.2f} | {same} "
+        line += f"| {statistics.median(ours[1:]):.2f} "
+        if other is not None:
+            ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
+            line += f"| {statistics.median(theirs[1:]):.2f} | {statistics.median(ratios):.3f} |"
+        else:
+            line += "| | |"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

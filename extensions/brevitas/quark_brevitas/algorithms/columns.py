@@ -1,0 +1,61 @@
+"""Layers as matrices: each computes input columns times the rows of its weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+
+def plain(value: Any) -> Tensor:
+    """The tensor in what a layer receives, which with fx is one of Brevitas's own."""
+    tensor: Tensor = value if type(value) is Tensor else getattr(value, "value", value)
+    return tensor
+
+
+def groups_of(layer: Any) -> int:
+    """Groups of a convolution; 1 for other layers."""
+    return int(getattr(layer, "groups", 1))
+
+
+def input_columns(layer: Any, x: Tensor) -> Tensor:
+    """What the rows of a weight are multiplied with: [groups, positions, columns], float32.
+
+    Args:
+        layer: A Linear, or a convolution over one or two axes.
+        x: Its input, with or without a batch axis.
+    """
+    x = x.detach().float()
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    axes = len(layer.kernel_size)
+    if x.ndim == axes + 1:
+        x = x.unsqueeze(0)
+    padding = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = pad(x, padding, mode=mode)
+    if axes == 1:
+        x = x.unsqueeze(2)
+    front = (1,) * (2 - axes)
+    unfolded = unfold(
+        x,
+        (*front, *layer.kernel_size),
+        dilation=(*front, *layer.dilation),
+        stride=(*front, *layer.stride),
+    )
+    groups = groups_of(layer)
+    samples, columns, positions = unfolded.shape
+    split = unfolded.view(samples, groups, columns // groups, positions)
+    return split.permute(1, 0, 3, 2).reshape(groups, samples * positions, columns // groups)
+
+
+def weight_rows(weight: Tensor, groups: int) -> Tensor:
+    """A weight as [groups, rows, columns], float32; a copy."""
+    return weight.detach().float().clone().reshape(groups, weight.shape[0] // groups, -1)
+
+
+def second_moments(columns: Tensor, others: Tensor | None = None) -> Tensor:
+    """Sum over positions of columns times columns: [groups, columns, columns]."""
+    return torch.bmm(columns.transpose(1, 2), columns if others is None else others)

@@ -1,0 +1,163 @@
+"""Learning for each weight whether to round up or down (Nagel et al. 2020, arXiv 2004.10568).
+
+Layer by layer, Adam changes one number a weight so that the layer, on the inputs it gets in the
+quantized model, returns what the float layer returns on float inputs. Afterwards the choice is
+written into the weight, which then lies on its grid: nothing of it remains in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quark_brevitas.algorithms.columns import plain
+from quark_brevitas.algorithms.grid import Grid
+from quark_brevitas.algorithms.rounding import FLOAT, QUANTIZED, FloatMode
+from quark_brevitas.algorithms.walk import Step, Walk
+from quark_brevitas.options import LearnedRound
+from quark_brevitas.preparation import keep_float_weights
+from quark_core.batch import Batch
+from quark_core.plan import PlanEntry
+
+_ZETA, _GAMMA = 1.1, -0.1
+"""The sigmoid is stretched to this range, so that 0 and 1 are reached (paper, equation 23)."""
+_PENALTY = 0.01
+_WARMUP = 0.2
+_SHARPEST, _SOFTEST = 2.0, 20.0
+
+
+class Learning:
+    """Learned rounding over the layers of a prepared model.
+
+    Args:
+        model: Brevitas's model, its ranges calibrated.
+        layers: Layers by their name in the plan.
+        entries: Their entries.
+        options: How to learn.
+        example: One batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Any],
+        entries: Mapping[str, PlanEntry],
+        options: LearnedRound,
+        example: Batch,
+    ) -> None:
+        self._model, self._layers, self._entries, self._options = model, layers, entries, options
+        self._float = FloatMode(model)
+        keep_float_weights(layers)
+        self._walk = Walk(model, layers, dict.fromkeys(layers, ""), example)
+        self._step: Step | None = None
+        self._index = 0
+        self._received: list[Tensor] = []
+        self._wanted: dict[str, list[Tensor]] = {}
+
+    def passes(self) -> Iterator[str]:
+        """One pass over the data a step, then its layers learn."""
+        steps = self._walk.steps
+        for count, step in enumerate(steps, start=1):
+            self._step, self._index = step, 0
+            self._received, self._wanted = [], {name: [] for name in step.layers}
+            yield f"{self._options.name} {count}/{len(steps)}"
+            for name in step.layers:
+                self._learn(name)
+            self._walk.finish(step)
+
+    def feed(self, batch: Batch) -> None:
+        """Keep what the layers of the step receive, and what they should return."""
+        assert self._step is not None
+        self._walk.run(self._step, batch, self._index, QUANTIZED, self._received.append)
+        with self._float:
+            look = partial(self._target, self._step)
+            self._walk.run(self._step, batch, self._index, FLOAT, look)
+        self._index += 1
+
+    def _target(self, step: Step, x: Tensor) -> None:
+        for name in step.layers:
+            layer = self._layers[name]
+            weight = layer.weight_orig.to(layer.weight.device)
+            self._wanted[name].append(layer.inner_forward_impl(x, weight, layer.bias))
+
+    def _learn(self, name: str) -> None:
+        layer, spec = self._layers[name], self._entries[name].weight
+        assert spec is not None
+        shape = layer.weight.shape
+        grid = Grid.of(layer, spec)
+        counts, steps = grid.units(layer.weight.detach().float().reshape(shape[0], -1))
+        choice = _Choice(self._options.function, counts)
+        x, wanted = torch.cat(self._received), torch.cat(self._wanted[name])
+        with torch.no_grad():
+            x = plain(layer.input_quant(x))
+
+        def forward(rows: Tensor) -> Tensor:
+            weight = grid.clamp(choice.soft(), steps).reshape(shape).to(x.dtype)
+            out: Tensor = layer.inner_forward_impl(x[rows], weight, layer.bias)
+            return out
+
+        with torch.enable_grad():
+            _fit(choice, forward, wanted, len(x), self._options)
+        layer.weight.data.copy_(grid.clamp(choice.hard(), steps).reshape(shape))
+
+
+class _Choice:
+    """One learned number a weight, and the rounding that it stands for."""
+
+    def __init__(self, function: str, counts: Tensor) -> None:
+        self._function, self._counts, self._floor = function, counts, counts.floor()
+        if function == "identity":
+            start = torch.zeros_like(counts)
+        else:
+            share = (counts - self._floor - _GAMMA) / (_ZETA - _GAMMA)
+            start = torch.logit(share if function == "hard_sigmoid" else counts - self._floor, 1e-4)
+        self.value = start.requires_grad_()
+
+    def soft(self) -> Tensor:
+        """Counts between the two roundings, through which gradients flow."""
+        if self._function == "identity":
+            moved = self._counts + self.value.clamp(-0.5, 0.5)
+            return moved + (moved.round() - moved).detach()
+        return self._floor + self._share()
+
+    def hard(self) -> Tensor:
+        """Whole counts."""
+        if self._function == "identity":
+            return (self._counts + self.value.detach().clamp(-0.5, 0.5)).round()
+        return self._floor + (self._share() > 0.5)
+
+    def penalty(self, sharpness: float) -> Tensor:
+        """Largest where a weight is undecided."""
+        if self._function == "identity":
+            return self.value.sum() * 0
+        return (1 - (2 * self._share() - 1).abs().pow(sharpness)).sum()
+
+    def _share(self) -> Tensor:
+        share = torch.sigmoid(self.value)
+        if self._function == "hard_sigmoid":
+            return (share * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+        return share
+
+
+def _fit(
+    choice: _Choice,
+    forward: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    samples: int,
+    options: LearnedRound,
+) -> None:
+    optimizer = torch.optim.Adam([choice.value], lr=options.learning_rate)
+    for iteration in range(options.iterations):
+        rows = torch.randint(samples, (min(options.batch_size, samples),))
+        error = (forward(rows) - wanted[rows]).square().sum(1).mean()
+        past = iteration / options.iterations - _WARMUP
+        if past > 0:
+            cooling = _SOFTEST + (_SHARPEST - _SOFTEST) * past / (1 - _WARMUP)
+            error = error + _PENALTY * choice.penalty(cooling)
+        optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()

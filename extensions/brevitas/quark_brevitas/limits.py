@@ -1,0 +1,128 @@
+"""What Brevitas cannot do to a layer of a given shape, and what a user should know beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from torch import nn
+
+from quark_brevitas import preparation
+from quark_brevitas.config import BrevitasConfig
+from quark_core.errors import QuantizationError
+from quark_core.plan import PlanEntry
+
+# One step of Brevitas's search runs the weight through its quantizer once: overhead, and time an
+# element, measured on one core. It makes at most a thousand steps.
+_HQO_STEPS = 1000
+_HQO_SECONDS_A_STEP = 2e-3
+_HQO_SECONDS_AN_ELEMENT = 2e-8
+_WORTH_A_WARNING = 10.0
+
+
+def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConfig) -> None:
+    """Refuse what only the model's layers show to be impossible.
+
+    Raises:
+        QuantizationError: Names the layer, the reason and the nearest choice.
+    """
+    planned = [entry for entry in entries if entry.weight is not None]
+    for entry in planned:
+        if not config.pad_groups:
+            _require_whole_groups(entry)
+        _require_search(entry, config)
+    if config.calibrate_bn and not preparation.has_batch_norm(model):
+        raise QuantizationError(
+            "calibrate_bn: the model has no BatchNorm",
+            where="plan",
+            fix="Write calibrate_bn: false",
+        )
+    if config.algorithm is not None and planned and not any(map(_roundable, planned)):
+        raise QuantizationError(
+            f"{config.algorithm.name} rounds Linear and Conv layers, and only transposed "
+            "convolutions are quantized",
+            where="plan",
+            fix="Leave algorithm out",
+        )
+
+
+def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[str]:
+    """Sentences to read before starting."""
+    planned = [entry for entry in entries if entry.weight is not None]
+    for entry in entries:
+        if entry.reason.startswith("stays"):
+            yield f"{entry.name} {entry.reason}"
+    left = [entry.name for entry in planned if not _roundable(entry)]
+    if config.algorithm is not None and left:
+        yield (
+            f"{config.algorithm.name} leaves transposed convolutions to the nearest codes: "
+            f"{', '.join(left)}"
+        )
+    seconds = _hqo_seconds(planned)
+    if config.hqo and seconds > _WORTH_A_WARNING:
+        yield (
+            f"hqo searches {len(planned)} weights in up to {seconds:.0f} s on one core; mse is "
+            "usually as good and takes seconds"
+        )
+    if any(
+        spec.scale in ("power_of_two", "e8m0") for entry in planned for spec in entry.specs.values()
+    ):
+        yield (
+            "power-of-two scales: Brevitas takes exponents from a rounded logarithm, so a largest "
+            "magnitude within 1e-6 below a power of two counts as that power; quark-native reads "
+            "the exponent's bits instead"
+        )
+
+
+def _roundable(entry: PlanEntry) -> bool:
+    return not entry.op.startswith("conv_transpose")
+
+
+def _require_whole_groups(entry: PlanEntry) -> None:
+    spec, shape = entry.weight, entry.shape
+    assert spec is not None
+    granularity = spec.granularity
+    if granularity is None or granularity.kind != "group" or spec.number_format.is_block:
+        return
+    assert shape is not None
+    assert granularity.size is not None
+    count = shape[0] if entry.op.startswith("conv_transpose") else shape[1]
+    if count % granularity.size == 0:
+        return
+    near = min(
+        (size for size in range(2, count + 1) if count % size == 0),
+        key=lambda size: abs(size - (granularity.size or 0)),
+        default=None,
+    )
+    nearest = f"group:{near}" if near else "channel"
+    raise QuantizationError(
+        f"groups of {granularity.size} do not divide the {count} inputs of the layer",
+        where=f"plan, layer {entry.name!r}",
+        fix=f"Write {nearest} in a rule for it, or pad_groups: true",
+    )
+
+
+def _require_search(entry: PlanEntry, config: BrevitasConfig) -> None:
+    spec = entry.weight
+    assert spec is not None
+    assert spec.granularity is not None
+    if (
+        config.hqo
+        and not spec.symmetric
+        and spec.granularity.kind == "channel"
+        and entry.op != "linear"
+    ):
+        raise QuantizationError(
+            "Brevitas's hqo has no zero points for the channels of a convolution",
+            where=f"plan, layer {entry.name!r}",
+            fix=f"Write {spec.format}/tensor/asym or {spec.format}/channel/sym in a rule for it",
+        )
+
+
+def _hqo_seconds(planned: Iterable[PlanEntry]) -> float:
+    """The longest it can take: a search for symmetric scales, which seldom stops early."""
+    return sum(
+        _HQO_STEPS * (_HQO_SECONDS_A_STEP + _HQO_SECONDS_AN_ELEMENT * prod(entry.shape or ()))
+        for entry in planned
+        if entry.weight is not None and entry.weight.symmetric
+    )

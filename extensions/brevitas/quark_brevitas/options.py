@@ -1,0 +1,94 @@
+"""What stands beside the specs in a configuration: algorithms and passes, by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from quark_core.spec import FrozenModel
+
+Engine = Literal["fast", "brevitas"]
+_ENGINE = (
+    "fast solves with each quantizer's scales taken out once; brevitas runs Brevitas's own code, "
+    "several times slower."
+)
+
+
+class GPTQ(FrozenModel):
+    """Round column by column, moving the rest of a row to make up for each error."""
+
+    name: Literal["gptq"] = "gptq"
+    act_order: bool = Field(default=False, description="Columns with the largest inputs first.")
+    quantized_inputs: bool = Field(
+        default=False, description="Look at inputs as quantized layers see them."
+    )
+    damping: float = Field(
+        default=0.01, gt=0, le=1, description="Added to the diagonal, as a share of its mean."
+    )
+    engine: Engine = Field(default="fast", description=_ENGINE)
+
+
+class GPFQ(FrozenModel):
+    """Round column by column, following the float layer's outputs on quantized inputs."""
+
+    name: Literal["gpfq"] = "gpfq"
+    act_order: bool = Field(default=False, description="Columns with the largest inputs first.")
+    engine: Engine = Field(default="fast", description=_ENGINE)
+
+
+class Qronos(FrozenModel):
+    """Correct what earlier layers did wrong, then round as GPTQ does."""
+
+    name: Literal["qronos"] = "qronos"
+    act_order: bool = Field(default=True, description="Columns with the largest inputs first.")
+    alpha: float = Field(
+        default=1e-6, gt=0, description="Damping, as a share of the largest singular value."
+    )
+    engine: Engine = Field(default="fast", description=_ENGINE)
+
+
+class LearnedRound(FrozenModel):
+    """Learn for each weight whether to round it up or down, layer by layer."""
+
+    name: Literal["learned_round"] = "learned_round"
+    function: Literal["hard_sigmoid", "sigmoid", "identity"] = Field(
+        default="hard_sigmoid", description="What turns the learned numbers into roundings."
+    )
+    iterations: int = Field(default=1000, ge=1, description="Steps of the optimizer for a layer.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of Adam.")
+    batch_size: int = Field(default=8, ge=1, description="Samples in one step.")
+
+
+class ActivationEqualization(FrozenModel):
+    """SmoothQuant: move the size of inputs into weights, channel by channel."""
+
+    mode: Literal["layerwise", "fx"] = Field(
+        default="layerwise",
+        description="layerwise multiplies before each layer; fx folds the factors into the layers "
+        "before, which needs tracing.",
+    )
+    alpha: float = Field(
+        default=0.5, ge=0, le=1, description="How much moves: 0 nothing, 1 all of it."
+    )
+
+
+class MagR(FrozenModel):
+    """Shrink the largest weights where that does not change outputs, before quantizing."""
+
+    alpha: float = Field(default=0.01, gt=0, description="Weight of the penalty on magnitudes.")
+    steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Algorithm = Annotated[
+    Annotated[GPTQ | GPFQ | Qronos | LearnedRound, Field(discriminator="name")],
+    BeforeValidator(_by_name, json_schema_input_type=str | GPTQ | GPFQ | Qronos | LearnedRound),
+]
+"""One algorithm; its name alone takes the defaults."""
+
+TWO_STREAMS = ("gpfq", "qronos")
+"""Algorithms that compare quantized with float inputs."""

@@ -1,0 +1,164 @@
+"""The order of Brevitas's passes, with the reason for each place, and how each is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from quark_brevitas import preparation
+from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.formats import is_static
+from quark_brevitas.model import Prepared
+from quark_brevitas.options import LearnedRound
+from quark_core.plan import PlanEntry
+
+Run = Callable[[Prepared], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the work.
+
+    Attributes:
+        name: As `quark plan` shows it.
+        reason: Why it is done, and why at this place.
+        run: Brackets its passes over the data; None for a stage without data, which
+            :meth:`BrevitasQuantizer.prepare` does.
+        before: Whether it works on the float model, before layers are replaced.
+    """
+
+    name: str
+    reason: str
+    run: Run | None = None
+    before: bool = False
+
+
+def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) -> list[Stage]:
+    """What will be done, in order.
+
+    Args:
+        config: The configuration.
+        entries: The planned layers.
+        traced: What needs a traced graph, or an empty string if nothing is traced.
+    """
+    found = []
+    if traced:
+        found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
+    if config.activation_equalization is not None:
+        reason = "moves the size of inputs into weights before scales are taken from either"
+        found.append(Stage("activation equalization", reason, _equalize(config), before=True))
+    if config.magr is not None:
+        reason = "shrinks large weights before their scales are taken"
+        found.append(Stage("magr", reason, _magr(config), before=True))
+    found.append(Stage(f"{config.backend} rewriting", "float layers become Brevitas's"))
+    if any(is_static(entry.input) for entry in entries):
+        reason = "input ranges, with quantization switched off"
+        found.append(Stage("calibrate", reason, _calibrate))
+    if config.algorithm is not None:
+        reason = "chooses codes of weights on scales that are known by now"
+        found.append(Stage(config.algorithm.name, reason, _algorithm(config)))
+    if config.calibrate_bn:
+        reason = "statistics of the quantized layers before, whose weights are final"
+        found.append(Stage("calibrate BatchNorm", reason, _batch_norm))
+    if config.bias_correction:
+        reason = "last, as it makes up for what all others did to mean outputs"
+        found.append(Stage("bias correction", reason, _bias_correction))
+    return found
+
+
+def _equalize(config: BrevitasConfig) -> Run:
+    def run(prepared: Prepared) -> Iterator[str]:
+        from brevitas.graph.equalize import activation_equalization_mode
+
+        options = config.activation_equalization
+        assert options is not None
+        layerwise = options.mode == "layerwise"
+        kept = {entry.name for entry in prepared.plan.quantized}
+        others = [
+            name for name, _ in prepared.module.named_modules() if name not in kept and name != ""
+        ]
+        mode = activation_equalization_mode(
+            prepared.module,
+            options.alpha,
+            add_mul_node=layerwise,
+            layerwise=layerwise,
+            blacklist_layers=others if layerwise else None,
+        )
+        with preparation.quiet(), mode:
+            yield "activation equalization"
+
+    return run
+
+
+def _magr(config: BrevitasConfig) -> Run:
+    def run(prepared: Prepared) -> Iterator[str]:
+        from quark_brevitas.algorithms.magr import Shrinking
+
+        assert config.magr is not None
+        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr)
+        with _feeding(prepared, shrinking):
+            yield from shrinking.passes()
+
+    return run
+
+
+def _calibrate(prepared: Prepared) -> Iterator[str]:
+    from brevitas.graph.calibrate import calibration_mode
+
+    with calibration_mode(prepared.module):
+        # Dynamic inputs have nothing to observe, and groups that do not fill their axis come out
+        # of an observer with the padding still on.
+        for entry in prepared.plan.quantized:
+            if entry.input is not None and not is_static(entry.input):
+                prepared.layer(entry.name).input_quant.disable_quant = True
+        yield "calibrate"
+
+
+def _algorithm(config: BrevitasConfig) -> Run:
+    def run(prepared: Prepared) -> Iterator[str]:
+        from quark_brevitas.algorithms.learned_round import Learning
+        from quark_brevitas.algorithms.rounding import Rounding
+        from quark_brevitas.algorithms.stock import Stock
+
+        options, layers = config.algorithm, prepared.rounded()
+        assert options is not None
+        assert prepared.example is not None
+        entries = {name: prepared.plan[name] for name in layers}
+        work: Any
+        if isinstance(options, LearnedRound):
+            work = Learning(prepared.module, layers, entries, options, prepared.example)
+        elif options.engine == "brevitas":
+            prepared.initialize()
+            work = Stock(prepared.module, options)
+        else:
+            work = Rounding(prepared.module, layers, entries, options, prepared.example)
+        with _feeding(prepared, work), preparation.quiet():
+            yield from work.passes()
+
+    return run
+
+
+def _batch_norm(prepared: Prepared) -> Iterator[str]:
+    from brevitas.graph.calibrate import norm_correction_mode
+
+    with norm_correction_mode(prepared.module):
+        yield "calibrate BatchNorm"
+
+
+def _bias_correction(prepared: Prepared) -> Iterator[str]:
+    from brevitas.graph.calibrate import bias_correction_mode
+
+    with bias_correction_mode(prepared.module):
+        yield "bias correction"
+
+
+@contextmanager
+def _feeding(prepared: Prepared, work: Any) -> Iterator[None]:
+    """Batches go to an algorithm for a while, instead of through the whole model."""
+    prepared.feed = work.feed
+    try:
+        yield
+    finally:
+        prepared.feed = None
