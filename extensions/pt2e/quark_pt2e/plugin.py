@@ -1,0 +1,35 @@
+"""The entry point: light facts about quark-pt2e, without torch, torchao or ExecuTorch."""
+
+from __future__ import annotations
+
+from quark_core.registry.hookspecs import hookimpl
+from quark_core.registry.specs import Capabilities, QuantizerSpec
+
+_TORCHAO = ("torch>=2.6", "torchao>=0.18,<0.19")
+_EXECUTORCH = (*_TORCHAO, "executorch>=1.5,<1.6")
+_ARM = (*_EXECUTORCH, "tosa-tools>=2026.5")
+_TESTED = ("torch==2.13.0", "torchao==0.18.0")
+_TESTED_EXECUTORCH = (*_TESTED, "executorch==1.5.1")
+_TESTED_ARM = (*_TESTED_EXECUTORCH, "tosa-tools==2026.5.0", "ethos-u-vela==5.1.0")
+
+
+def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
+    return QuantizerSpec(
+        name=name,
+        config=f"quark_pt2e.config.arm:{stem}Config",
+        quantizer=f"quark_pt2e.backends.arm:{stem}Backend",
+        summary=summary,
+        capabilities=Capabilities(exports=exports, save_load=True),
+        requires=_ARM,
+        tested=_TESTED_ARM,
+    )
+
+
+@hookimpl
+def quark_quantizers() -> list[QuantizerSpec]:
+    """The PT2E quantizers by name."""
+    return [
+        _arm("ethos-u", "EthosU", "Arm Ethos-U NPUs: 8x8, 16x8, 8x4"),
+        _arm("tosa", "Tosa", "TOSA's integer profile, run on its reference model"),
+        _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF"),
+    ]
