@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -210,6 +211,17 @@ class Pt2eModel(QuantizedModel):
                 fix=f"Its own forms: {known}",
             )
         return self._exports[name](self, path)
+
+
+def lazily(place: str) -> Callable[[Pt2eModel, Path], Path]:
+    """An export whose module is imported when it is used: lowering pulls in whole compilers."""
+    module, _, function = place.partition(":")
+
+    def export(model: Pt2eModel, path: Path) -> Path:
+        written: Path = getattr(importlib.import_module(module), function)(model, path)
+        return written
+
+    return export
 
 
 def _graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -29,7 +29,7 @@ def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
 def quark_quantizers() -> list[QuantizerSpec]:
     """The PT2E quantizers by name."""
     return [
-        _arm("ethos-u", "EthosU", "Arm Ethos-U NPUs: 8x8, 16x8, 8x4"),
-        _arm("tosa", "Tosa", "TOSA's integer profile, run on its reference model"),
-        _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF"),
+        _arm("ethos-u", "EthosU", "Arm Ethos-U NPUs: 8x8, 16x8, 8x4, to Vela", "ethos-u", "tosa"),
+        _arm("tosa", "Tosa", "TOSA's integer profile, run on its reference model", "tosa"),
+        _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF", "tosa"),
     ]

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from executorch.backends.arm.common.arm_compile_spec import ArmCompileSpec
-from executorch.backends.arm.common.pipeline_config import (
-    ArmPassPipelineConfig,
-    LeakyReLULoweringConfig,
-    QuantizeInfConfig,
-    SoftmaxDecompositionConfig,
-)
-from executorch.backends.arm.ethosu import EthosUCompileSpec
 from executorch.backends.arm.quantizer import (
     EthosUQuantizer,
     TOSAQuantizer,
@@ -25,18 +15,16 @@ from executorch.backends.arm.quantizer import (
 )
 from executorch.backends.arm.quantizer.arm_quantizer_utils import NodeFinder
 from executorch.backends.arm.quantizer.quantization_config import TOSAQuantizationConfig
-from executorch.backends.arm.tosa.compile_spec import TosaCompileSpec
-from executorch.backends.arm.vgf import VgfCompileSpec
 from executorch.backends.cortex_m.quantizer.node_finders import InputNodeFinder, OutputNodeFinder
 from torch import fx
 
-from quark_core.errors import QuantizationError
 from quark_core.selection import select
 from quark_core.spec import LayerRule, Role, TensorSpec
 from quark_pt2e import observing
+from quark_pt2e.backends.devices import compile_spec
 from quark_pt2e.config.arm import ArmConfig, EthosUConfig, TosaConfig, VgfConfig
 from quark_pt2e.graph.naming import Namer
-from quark_pt2e.model import Pt2eModel
+from quark_pt2e.model import lazily
 from quark_pt2e.quantizer import Pt2eQuantizer
 
 ConfigT = TypeVar("ConfigT", bound=ArmConfig)
@@ -45,35 +33,16 @@ _FLOORS = {8: 2**-16, 16: 2**-12}
 """Smallest scale by width of the activations, as ExecuTorch chooses it."""
 
 
-def _lazily(place: str) -> Callable[[Pt2eModel, Path], Path]:
-    """An export whose module is imported when it is used: lowering pulls in the whole compiler."""
-    module, _, function = place.partition(":")
-
-    def export(model: Pt2eModel, path: Path) -> Path:
-        written: Path = getattr(importlib.import_module(module), function)(model, path)
-        return written
-
-    return export
-
-
 class ArmBackend(Pt2eQuantizer[ConfigT]):
     """What the three have in common; a subclass says which device is meant."""
 
-    def compile_spec(self) -> ArmCompileSpec:
-        """Arm's description of the device, with the configured pass options."""
-        return with_passes(self.device(), self.config)
-
-    def device(self) -> ArmCompileSpec:
-        """Arm's description of the device."""
-        raise NotImplementedError
-
-    def empty(self, spec: ArmCompileSpec) -> TOSAQuantizer:
+    def empty(self, spec: Any) -> TOSAQuantizer:
         """Arm's quantizer, without any configuration."""
         raise NotImplementedError
 
     def build(self, namer: Namer) -> TOSAQuantizer:
         """Arm's quantizer with our rules: later calls come before earlier ones, as ours do."""
-        quantizer = self.empty(self.compile_spec())
+        quantizer = self.empty(compile_spec(self.config))
         if (common := self.translated(None)) is not None:
             # set_global(None) would also cut off operations that share their neighbours' ranges.
             quantizer.set_global(common)
@@ -147,12 +116,12 @@ class EthosUBackend(ArmBackend[EthosUConfig]):
     """Arm's EthosUQuantizer."""
 
     config_class = EthosUConfig
+    exports: ClassVar[Mapping[str, Any]] = {
+        "ethos-u": lazily("quark_pt2e.lowering.ethosu:export"),
+        "tosa": lazily("quark_pt2e.lowering.tosa:export"),
+    }
 
-    def device(self) -> EthosUCompileSpec:
-        """The NPU and how it is connected."""
-        return ethosu_spec(self.config)
-
-    def empty(self, spec: ArmCompileSpec) -> EthosUQuantizer:
+    def empty(self, spec: Any) -> EthosUQuantizer:
         """EthosUQuantizer."""
         return EthosUQuantizer(spec, use_composable_quantizer=self.config.composable)
 
@@ -165,16 +134,9 @@ class TosaBackend(ArmBackend[TosaConfig]):
     """Arm's TOSAQuantizer."""
 
     config_class = TosaConfig
+    exports: ClassVar[Mapping[str, Any]] = {"tosa": lazily("quark_pt2e.lowering.tosa:export")}
 
-    def device(self) -> TosaCompileSpec:
-        """A TOSA profile.
-
-        Raises:
-            QuantizationError: There is no such profile.
-        """
-        return tosa_spec(self.config.profile)
-
-    def empty(self, spec: ArmCompileSpec) -> TOSAQuantizer:
+    def empty(self, spec: Any) -> TOSAQuantizer:
         """TOSAQuantizer."""
         return TOSAQuantizer(spec, use_composable_quantizer=self.config.composable)
 
@@ -187,12 +149,9 @@ class VgfBackend(ArmBackend[VgfConfig]):
     """Arm's VgfQuantizer."""
 
     config_class = VgfConfig
+    exports: ClassVar[Mapping[str, Any]] = {"tosa": lazily("quark_pt2e.lowering.tosa:export")}
 
-    def device(self) -> VgfCompileSpec:
-        """A Vulkan device."""
-        return VgfCompileSpec()
-
-    def empty(self, spec: ArmCompileSpec) -> VgfQuantizer:
+    def empty(self, spec: Any) -> VgfQuantizer:
         """VgfQuantizer."""
         return VgfQuantizer(spec, use_composable_quantizer=self.config.composable)
 
@@ -237,50 +196,6 @@ class _Decided(NodeFinder):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"nodes decided by rules[{self._index}]"
-
-
-def ethosu_spec(config: EthosUConfig, target: str | None = None) -> EthosUCompileSpec:
-    """Arm's description of an NPU; ``target`` overrides the configuration's."""
-    other = target not in (None, config.target)
-    return EthosUCompileSpec(
-        target or config.target,
-        system_config=None if other else config.system_config,
-        memory_mode=None if other else config.memory_mode,
-        extra_flags=list(config.vela_flags),
-    )
-
-
-def tosa_spec(profile: str) -> TosaCompileSpec:
-    """Arm's description of a TOSA profile.
-
-    Raises:
-        QuantizationError: There is no such profile.
-    """
-    try:
-        return TosaCompileSpec(profile)
-    except ValueError as error:
-        raise QuantizationError(
-            f"no TOSA profile is called {profile!r}",
-            where="quantizer.profile",
-            cause=str(error),
-            fix="Write TOSA-1.0+INT, with +int16, +int4 and so on behind it",
-        ) from error
-
-
-def with_passes(spec: Any, config: ArmConfig) -> Any:
-    """Put the configured pass options into a compile spec."""
-    options = config.passes
-    if not options.model_fields_set:
-        return spec
-    passes = ArmPassPipelineConfig()
-    if options.softmax is not None:
-        passes.softmax = SoftmaxDecompositionConfig[options.softmax.upper()]
-    if options.leaky_relu is not None:
-        passes.leaky_relu = LeakyReLULoweringConfig[options.leaky_relu.upper()]
-    if options.quantize_inf is not None:
-        passes.quantize_inf = QuantizeInfConfig(*options.quantize_inf)
-    spec.set_pass_pipeline_config(passes)
-    return spec
 
 
 @functools.cache

@@ -152,6 +152,9 @@ class EthosUConfig(ArmConfig):
     target: str = Field(
         default="ethos-u55-128", description="The device: ethos-u55-128, ethos-u85-256..."
     )
+    more_targets: tuple[str, ...] = Field(
+        default=(), description="Further devices to write a program for."
+    )
     system_config: str | None = Field(
         default=None, description="Vela's system configuration; null takes the target's usual one."
     )
@@ -160,11 +163,12 @@ class EthosUConfig(ArmConfig):
     )
     vela_flags: tuple[str, ...] = Field(default=(), description="More flags for Vela.")
 
-    @field_validator("target")
+    @field_validator("target", "more_targets")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in TARGETS:
-            raise ValueError(f"no Ethos-U is called {value!r}: there are {', '.join(TARGETS)}")
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (value,) if isinstance(value, str) else value:
+            if name not in TARGETS:
+                raise ValueError(f"no Ethos-U is called {name!r}: there are {', '.join(TARGETS)}")
         return value
 
     @field_validator("vela_flags")

@@ -38,3 +38,8 @@ class Pt2eConfig(QuantizationConfig):
     settle: Settle | None = Field(
         default=None, description="Stop observing once ranges stand still; null observes all data."
     )
+    check_samples: int = Field(
+        default=200,
+        gt=0,
+        description="Most evaluation samples on which an export is compared with its origin.",
+    )
