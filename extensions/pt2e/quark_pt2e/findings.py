@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
+from quark_pt2e.graph.encodings import held
 from quark_pt2e.graph.naming import branches, module_path, op_name
 
 _NORMS = ("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
@@ -48,8 +48,8 @@ def _infinities(graph: fx.GraphModule) -> Iterator[str]:
         if any(isinstance(value, float) and math.isinf(value) for value in arguments):
             yield node.name
         if node.op == "get_attr":
-            value = _held(graph, str(node.target))
-            if value is not None and value.is_floating_point() and bool(value.isinf().any()):
+            tensor = held(graph, str(node.target))
+            if tensor is not None and bool(tensor.isinf().any()):
                 yield str(node.target)
         for _, _, inner in branches(node):
             yield from _infinities(inner)
@@ -60,12 +60,6 @@ def _parameters(graph: fx.GraphModule, cond: fx.Node) -> bool:
     return isinstance(operands, list | tuple) and any(
         isinstance(operand, fx.Node)
         and operand.op == "get_attr"
-        and _held(graph, str(operand.target)) is not None
+        and held(graph, str(operand.target)) is not None
         for operand in operands
     )
-
-
-def _held(owner: object, target: str) -> torch.Tensor | None:
-    for part in target.split("."):
-        owner = getattr(owner, part, None)
-    return owner if isinstance(owner, torch.Tensor) else None

@@ -97,8 +97,8 @@ class Pt2eModel(QuantizedModel):
 
     def storage(self) -> dict[str, int]:
         """Packed bytes of the tensors the graph holds, and of the ranges of what flows in it."""
-        flowing = (row for row in self.encodings() if row.role in ("input", "output"))
-        return _held(self.graph, "") | {row.tensor: row.parameter_bytes() for row in flowing}
+        ranges = {f"{row.tensor} (scale)": row.parameter_bytes() for row in self.encodings()}
+        return _held(self.graph, "") | ranges
 
     def save(self, directory: Path) -> None:
         """Write the program as torch.export does, and what it was made with as JSON.
@@ -269,17 +269,23 @@ def _join(prefix: str, name: str) -> str:
 
 def _held(graph: fx.GraphModule, branch: str) -> dict[str, int]:
     """Packed bytes of each tensor that a graph and its branches read."""
-    tensors = graph.state_dict()
     sizes = {}
     for node in graph.graph.nodes:
-        tensor = tensors.get(str(node.target)) if node.op == "get_attr" else None
-        if tensor is not None:
-            codes = [found for user in node.users if (found := _codes(user, node)) is not None]
+        tensor = encodings.held(graph, str(node.target)) if node.op == "get_attr" else None
+        users = [user for user in node.users if not _as_range(user, node)]
+        if tensor is not None and users:
+            codes = [found for user in users if (found := _codes(user, node)) is not None]
             bits = codes[0] if codes else tensor.element_size() * 8
             sizes[_join(branch, str(node.target))] = -(-tensor.numel() * bits // 8)
         for side, _, inner in branches(node):
             sizes |= _held(inner, _join(branch, side))
     return sizes
+
+
+def _as_range(user: fx.Node, source: fx.Node) -> bool:
+    """Whether ``user`` takes a tensor for its scale or zero point, which encodings count."""
+    converts = encodings.is_dequantize(user) or encodings.is_quantize(user)
+    return converts and user.args[0] is not source
 
 
 def _codes(user: fx.Node, source: fx.Node) -> int | None:

@@ -25,6 +25,20 @@ def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
     )
 
 
+def _desktop(
+    name: str, stem: str, summary: str, requires: tuple[str, ...], *exports: str
+) -> QuantizerSpec:
+    return QuantizerSpec(
+        name=name,
+        config=f"quark_pt2e.config.desktop:{stem}Config",
+        quantizer=f"quark_pt2e.backends.desktop:{stem}Backend",
+        summary=summary,
+        capabilities=Capabilities(exports=exports, save_load=True),
+        requires=requires,
+        tested=_TESTED_EXECUTORCH if requires is _EXECUTORCH else _TESTED,
+    )
+
+
 @hookimpl
 def quark_quantizers() -> list[QuantizerSpec]:
     """The PT2E quantizers by name."""
@@ -32,4 +46,13 @@ def quark_quantizers() -> list[QuantizerSpec]:
         _arm("ethos-u", "EthosU", "Arm Ethos-U NPUs: 8x8, 16x8, 8x4, to Vela", "ethos-u", "tosa"),
         _arm("tosa", "Tosa", "TOSA's integer profile, run on its reference model", "tosa"),
         _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF", "tosa"),
+        _desktop(
+            "xnnpack",
+            "Xnnpack",
+            "ExecuTorch on CPUs: int8, static or dynamic",
+            _EXECUTORCH,
+            "xnnpack",
+        ),
+        _desktop("x86-inductor", "X86Inductor", "torch.compile on x86 CPUs", _TORCHAO, "inductor"),
+        _desktop("arm-inductor", "ArmInductor", "torch.compile on Arm CPUs", _TORCHAO),
     ]

@@ -169,16 +169,16 @@ def _value(node: fx.Node, value: Any, dtype: torch.dtype) -> torch.Tensor | None
     if isinstance(value, fx.Node):
         if value.op != "get_attr":
             return None  # computed from each input
-        held = _attribute(node.graph.owning_module, str(value.target))
-        return held.detach().clone()
+        tensor = held(node.graph.owning_module, str(value.target))
+        return None if tensor is None else tensor.detach().clone()
     return torch.tensor(value, dtype=dtype)
 
 
-def _attribute(owner: Any, target: str) -> torch.Tensor:
+def held(owner: Any, target: str) -> torch.Tensor | None:
+    """The tensor that a graph holds under a dotted name, or None."""
     for part in target.split("."):
-        owner = getattr(owner, part)
-    assert isinstance(owner, torch.Tensor)
-    return owner
+        owner = getattr(owner, part, None)
+    return owner if isinstance(owner, torch.Tensor) else None
 
 
 def _named(node: Any, start: str) -> bool:
