@@ -39,6 +39,18 @@ def _desktop(
     )
 
 
+def _preset(name: str, summary: str, requires: tuple[str, ...]) -> QuantizerSpec:
+    return QuantizerSpec(
+        name=name,
+        config="quark_pt2e.config.factory:PresetConfig",
+        quantizer="quark_pt2e.backends.factory:PresetBackend",
+        summary=summary,
+        capabilities=Capabilities(save_load=True),
+        requires=requires,
+        tested=_TESTED if requires is _TORCHAO else _TESTED_EXECUTORCH,
+    )
+
+
 @hookimpl
 def quark_quantizers() -> list[QuantizerSpec]:
     """The PT2E quantizers by name."""
@@ -55,4 +67,20 @@ def quark_quantizers() -> list[QuantizerSpec]:
         ),
         _desktop("x86-inductor", "X86Inductor", "torch.compile on x86 CPUs", _TORCHAO, "inductor"),
         _desktop("arm-inductor", "ArmInductor", "torch.compile on Arm CPUs", _TORCHAO),
+        _preset("cortex-m", "Arm Cortex-M through CMSIS-NN", _ARM),
+        _preset("coreml", "Apple devices through Core ML", (*_EXECUTORCH, "coremltools>=8")),
+        _preset("qnn", "Qualcomm NPUs", _EXECUTORCH),
+        _preset("vulkan", "GPUs through Vulkan: linear layers", _EXECUTORCH),
+        _preset("cadence", "Cadence DSPs", _EXECUTORCH),
+        _preset("embedding", "embedding tables alone, to 8 bits", _TORCHAO),
+        QuantizerSpec(
+            name="pt2e",
+            config="quark_pt2e.config.factory:FactoryConfig",
+            quantizer="quark_pt2e.backends.factory:FactoryBackend",
+            summary="any PT2E quantizer by its import path, or several in order",
+            capabilities=Capabilities(save_load=True),
+            requires=_TORCHAO,
+            tested=_TESTED,
+            runs_code=True,
+        ),
     ]

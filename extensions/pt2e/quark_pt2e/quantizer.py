@@ -26,7 +26,12 @@ from quark_pt2e import findings
 from quark_pt2e.config.base import Pt2eConfig
 from quark_pt2e.graph import coverage
 from quark_pt2e.graph.branching import BranchCounter, convert_all, prepare_all
-from quark_pt2e.graph.capture import Captured, capture, require_supported
+from quark_pt2e.graph.capture import (
+    Captured,
+    capture,
+    require_any_size,
+    require_supported,
+)
 from quark_pt2e.graph.naming import Namer, Site
 from quark_pt2e.model import Layer, Pt2eModel
 from quark_pt2e.module import GraphRunner
@@ -87,6 +92,10 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
     def describe(self) -> str:
         """Name of the torchao quantizer, for reasons in plans."""
         return self.config.name
+
+    def strict(self) -> bool | None:
+        """How to export; None decides by what the model needs."""
+        return self.config.strict
 
     def plan(self, model: nn.Module, example: Batch | None = None) -> Plan:
         """Export a copy, let the quantizer annotate it, and read what it decided.
@@ -176,12 +185,14 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
 
     def _observe_as(self, model: nn.Module, example: Batch, *, dynamic: bool) -> Observed:
         namer = Namer(model)
-        captured = capture(model, example, dynamic=dynamic, strict=self.config.strict)
+        captured = capture(model, example, dynamic=dynamic, strict=self.strict())
         require_supported(captured.graph)
         notes = findings.warnings(captured.graph)
         followers = findings.batch_norms(captured.graph)
         recorder = _Recorder(self.build(namer))
         graph = prepare_all(captured.graph, lambda part: prepare_pt2e(part, recorder))
+        if dynamic:
+            require_any_size(graph, captured.example)
         sites = namer.sites(graph)
         selection = select([site.target for site in sites], self.config)
         entries = coverage.entries(sites, selection.decisions, self.describe())
