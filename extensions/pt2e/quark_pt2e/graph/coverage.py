@@ -50,11 +50,13 @@ class Note:
         specs: The tensors it quantizes.
         shape: Shape of the node's weight, or None.
         annotated: Whether the quantizer looked at the node at all.
+        used: Whether the node's result reaches an output.
     """
 
     specs: dict[Role, TensorSpec]
     shape: tuple[int, ...] | None
     annotated: bool
+    used: bool = True
 
 
 def annotation(node: fx.Node) -> QuantizationAnnotation | None:
@@ -65,8 +67,14 @@ def annotation(node: fx.Node) -> QuantizationAnnotation | None:
 
 def note(graph: fx.GraphModule) -> None:
     """Read a graph's annotations onto its nodes, before observers change their arguments."""
+    used: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if node.op != "call_function" or node.is_impure() or used.intersection(node.users):
+            used.add(node)
     for node in graph.graph.nodes:
-        node.meta[_NOTE] = Note(_specs(node), _weight_shape(node), _is_annotated(node))
+        # What nobody reads is dropped when the graph is converted.
+        specs = _specs(node) if node in used else {}
+        node.meta[_NOTE] = Note(specs, _weight_shape(node), _is_annotated(node), node in used)
 
 
 def entries(
@@ -124,6 +132,8 @@ def _reason(site: Site, decision: Decision, noted: Note, quantizer: str) -> str:
         return "left out by the rule"
     if site.node.op in ("placeholder", "output"):
         return "its neighbours decide"
+    if not noted.used:
+        return "its result is not used"
     if noted.annotated:
         return "part of a fused pattern, or excluded"
     return f"{quantizer} has no pattern for it here"
