@@ -29,10 +29,10 @@ from quark_pt2e.graph.branching import BranchCounter, convert_all, prepare_all
 from quark_pt2e.graph.capture import (
     Captured,
     capture,
-    require_any_size,
     require_supported,
 )
 from quark_pt2e.graph.naming import Namer, Site
+from quark_pt2e.graph.sizes import require_any_size
 from quark_pt2e.model import Layer, Pt2eModel
 from quark_pt2e.module import GraphRunner
 from quark_pt2e.observing import Ranges
@@ -103,7 +103,7 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         Raises:
             QuantizationError: There is no example, or the model cannot be exported.
         """
-        observed = self._observe(copy.deepcopy(model), example)
+        observed = self._observe(model, example)
         return dataclasses.replace(observed.plan, made=[(_fingerprint(model), observed)])  # type: ignore[call-arg]
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Observed:

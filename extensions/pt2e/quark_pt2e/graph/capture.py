@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
-from quark_core.batch import Batch, leaves
+from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_pt2e.graph.naming import branches, module_path
 
@@ -97,41 +95,6 @@ def require_supported(graph: fx.GraphModule) -> None:
             )
         for _, _, inner in branches(node):
             require_supported(inner)
-
-
-def require_any_size(graph: fx.GraphModule, example: Batch) -> None:
-    """Refuse a graph that only pretends to take any batch size.
-
-    Passes that rewrite graphs sometimes write the example's sizes into them, or leave symbols
-    behind that nothing defines.
-
-    Raises:
-        QuantizationError: Names what is wrong.
-    """
-    where, fix = "batch: dynamic", "Write batch: static"
-    for part in graph.modules():
-        nodes = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
-        for node in nodes:
-            if any(isinstance(item, torch.SymInt) for item in pytree.tree_leaves(node.args)):
-                raise QuantizationError(
-                    f"a pass left an undefined size in node {node.name!r}", where=where, fix=fix
-                )
-    # A copy: observers must not see this.
-    trial = copy.deepcopy(graph)
-    with torch.no_grad():
-        several, one = list(leaves(example.run(trial))), list(leaves(example.first().run(trial)))
-    for whole, first in zip(several, one, strict=True):
-        same = whole.shape == first.shape or whole.shape[1:] == first.shape[1:]
-        if not same or not torch.allclose(
-            whole[: len(first)].double() if whole.ndim else whole.double(),
-            first.double(),
-            rtol=1e-2,
-            atol=1e-2 * float(whole.double().abs().max().clamp(min=1e-6)),
-            equal_nan=True,
-        ):
-            raise QuantizationError(
-                "a sample's output depends on the size of its batch", where=where, fix=fix
-            )
 
 
 def _export(model: nn.Module, batch: Batch, shapes: Any, strict: bool) -> fx.GraphModule:
