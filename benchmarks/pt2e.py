@@ -75,13 +75,13 @@ def hosted(model: nn.Module, batches: list[torch.Tensor], batch: str = "static")
 
 
 def shortest(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of the fastest of several rounds; rounds are interleaved."""
+    """Processor seconds of the fastest of several rounds; rounds are interleaved."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
@@ -125,10 +125,10 @@ def calibration(model: nn.Module, singles: list[torch.Tensor], whole: list[torch
         for _ in range(3):
             plan = backend.plan(model, as_batch(whole[0]))
             prepared = backend.prepare(copy.deepcopy(model), plan)
-            start = time.perf_counter()
+            start = time.process_time()
             for batch in batches:
                 backend.calibrate(prepared, as_batch(batch))
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
         print(f"calibration {name:12} {best[name]:6.3f} s")
     print(f"batched calibration is {best['one by one'] / best['one batch']:.1f} times as fast")
 
