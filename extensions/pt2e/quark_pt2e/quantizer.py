@@ -31,7 +31,7 @@ from quark_pt2e.graph.capture import (
     capture,
     require_supported,
 )
-from quark_pt2e.graph.naming import Namer, Site
+from quark_pt2e.graph.naming import Namer, Site, scope_names
 from quark_pt2e.graph.sizes import require_any_size
 from quark_pt2e.model import Layer, Pt2eModel
 from quark_pt2e.module import GraphRunner
@@ -253,7 +253,7 @@ class _Recorder(Quantizer):  # type: ignore[misc]
 
 
 def _layers(sites: list[Site], followers: Mapping[str, str]) -> dict[str, Layer]:
-    last = {site.path: site.target.name for site in sites if site.path}
+    last = {scope: site.target.name for site in sites for scope in scope_names(site.path)}
     layers = {}
     for site in sites:
         name = site.target.name

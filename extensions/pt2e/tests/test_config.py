@@ -83,8 +83,8 @@ def test_types_include_subclasses_and_last_match_wins(golden_model: nn.Module) -
     weights = {entry.name for entry in plan.entries if entry.weight is not None}
     assert weights == {"block2.dw", "block2.pw", "head"}
     assert not plan["expand"].quantized
-    assert plan["block2"].rule == "rules[2] (op: add)"
-    assert plan["block1"].reason == "left out by the rule"
+    assert plan["block2.add"].rule == "rules[2] (op: add)"
+    assert plan["block1.add"].reason == "left out by the rule"
 
 
 def test_partial_rules_keep_the_rest(golden_model: nn.Module) -> None:

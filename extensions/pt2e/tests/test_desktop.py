@@ -75,8 +75,8 @@ def test_the_last_rule_wins(
     plan = backend(built).make_plan(golden_model, images)
     quantized = {entry.name for entry in plan.entries if entry.weight is not None}
     assert quantized == {"stem", "block1.pw", "expand"}
-    assert not plan["block2"].quantized
-    assert plan["block2"].rule == "rules[0] (type: Block)"
+    assert not plan["block2.add"].quantized
+    assert plan["block2.add"].rule == "rules[0] (type: Block)"
     assert plan["head"].reason == "left out by the rule"
 
 

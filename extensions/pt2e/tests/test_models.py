@@ -253,6 +253,29 @@ def test_headroom_widens_activations_only() -> None:
     assert torch.equal(wide["0.weight"], plain["0.weight"])
 
 
+class Residual(nn.Module):
+    """An addition within a module, and an activation after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.fc(x) + x)
+        return out
+
+
+def test_counterparts_are_what_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Residual(), nn.Linear(4, 2)).eval()
+    quantized = _ethosu().quantize(model, [torch.randn(8, 4)])
+    pairs = {entry.name: quantized.counterpart(entry.name) for entry in quantized.plan.entries}
+    assert pairs["0.fc"] == "0.fc"
+    assert pairs["0.add"] is None
+    assert pairs["0.act"] == "0.act"
+
+
 def test_no_example_no_plan() -> None:
     with pytest.raises(QuantizationError, match="needs example inputs"):
         _ethosu().make_plan(nn.Linear(2, 2))
@@ -262,9 +285,9 @@ def test_layers_can_be_listened_to(golden_model: nn.Module, golden_inputs: Any) 
     images = torch.from_numpy(golden_inputs["test"])
     quantized = _ethosu().quantize(golden_model, [torch.from_numpy(golden_inputs["calib"])])
     assert quantized.counterpart("stem") == "bn"
-    assert quantized.counterpart("block1") == "block1"
+    assert quantized.counterpart("block1.add") == "block1"
     heard: list[Tensor] = []
-    tap = quantized.layer("block1")
+    tap = quantized.layer("block1.add")
     assert tap is not None
     handle = tap.register_forward_hook(lambda _m, _a, output: heard.append(output))
     truth: list[Tensor] = []

@@ -83,7 +83,8 @@ class Namer:
         taken: Counter[str],
     ) -> None:
         nodes = [node for node in graph.graph.nodes if _counts(node, top=not branch)]
-        crowd = Counter(module_path(node) for node in nodes)
+        # Nodes a module: its own, and those of the modules within it.
+        crowd = Counter(scope for node in nodes for scope in scope_names(module_path(node)))
         for node in nodes:
             path = module_path(node)
             alone = bool(path) and crowd[path] == 1
