@@ -108,15 +108,7 @@ class Pt2eModel(QuantizedModel):
         Raises:
             ExportError: torch.export refuses the graph, or the program computes otherwise.
         """
-        path = directory / _PROGRAM
-        program = self.export_program(dynamic=self.module.samples is None)
-        torch.export.save(program, path)
-        again = _graph_of(torch.export.load(path))
-        with torch.no_grad():
-            expected = list(leaves(self.example.run(self.graph)))
-            found = list(leaves(self.example.run(again)))
-        if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
-            raise ExportError("the saved program computes something else", where="checkpoint")
+        again = self._write_program(directory / _PROGRAM)
         names = _renamed(self.graph, again)
         about = {
             "format": 1,
@@ -132,6 +124,18 @@ class Pt2eModel(QuantizedModel):
             "calibration": self.record,
         }
         (directory / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def _write_program(self, path: Path) -> fx.GraphModule:
+        """Write the program, load it again, and return it once it is proven."""
+        torch.export.save(self.export_program(dynamic=self.module.samples is None), path)
+        again = _graph_of(torch.export.load(path))
+        with torch.no_grad():
+            expected = list(leaves(self.example.run(self.graph)))
+            found = list(leaves(self.example.run(again)))
+        if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+            path.unlink()
+            raise ExportError("the saved program computes something else", where=str(path))
+        return again
 
     @staticmethod
     def load(
@@ -200,11 +204,17 @@ class Pt2eModel(QuantizedModel):
     def export(self, name: str, path: Path) -> Path:
         """Write the model in one of the backend's own forms.
 
+        ``pt2`` is the program as torch.export saves it; :func:`quark_pt2e.load_program` loads it.
+
         Raises:
             ExportError: There is no such form, or the model does not fit it.
         """
+        if name == "pt2":
+            file = path.with_suffix(".pt2")
+            self._write_program(file)
+            return file
         if name not in self._exports:
-            known = ", ".join(self._exports) or "none"
+            known = ", ".join((*self._exports, "pt2"))
             raise ExportError(
                 f"{self.config.name} has no export {name!r}",
                 where="export",

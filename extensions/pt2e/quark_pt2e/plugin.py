@@ -19,7 +19,7 @@ def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
         config=f"quark_pt2e.config.arm:{stem}Config",
         quantizer=f"quark_pt2e.backends.arm:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=exports, save_load=True),
+        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True),
         requires=_ARM,
         tested=_TESTED_ARM,
     )
@@ -33,7 +33,7 @@ def _desktop(
         config=f"quark_pt2e.config.desktop:{stem}Config",
         quantizer=f"quark_pt2e.backends.desktop:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=exports, save_load=True),
+        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True),
         requires=requires,
         tested=_TESTED_EXECUTORCH if requires is _EXECUTORCH else _TESTED,
     )
@@ -45,7 +45,7 @@ def _preset(name: str, summary: str, requires: tuple[str, ...]) -> QuantizerSpec
         config="quark_pt2e.config.factory:PresetConfig",
         quantizer="quark_pt2e.backends.factory:PresetBackend",
         summary=summary,
-        capabilities=Capabilities(save_load=True),
+        capabilities=Capabilities(exports=("pt2",), save_load=True),
         requires=requires,
         tested=_TESTED if requires is _TORCHAO else _TESTED_EXECUTORCH,
     )
@@ -78,7 +78,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
             config="quark_pt2e.config.factory:FactoryConfig",
             quantizer="quark_pt2e.backends.factory:FactoryBackend",
             summary="any PT2E quantizer by its import path, or several in order",
-            capabilities=Capabilities(save_load=True),
+            capabilities=Capabilities(exports=("pt2",), save_load=True),
             requires=_TORCHAO,
             tested=_TESTED,
             runs_code=True,

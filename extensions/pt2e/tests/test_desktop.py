@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,25 @@ def test_saved_and_loaded(golden_model: nn.Module, images: Tensor, tmp_path: Pat
     assert ours.keys() == theirs.keys()
     assert again.size_bytes() == quantized.size_bytes()
     assert quantized.storage()["_frozen_param0"] == 8 * 3 * 3 * 3
+
+
+def test_pt2_is_loaded_in_another_process(
+    golden_model: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    backend = X86InductorBackend(X86InductorConfig(name="x86-inductor", **INT8))
+    quantized = backend.quantize(golden_model, [images])
+    file = quantized.export("pt2", tmp_path / "pt2")
+    torch.save(images[:3], tmp_path / "images.pt")
+    torch.save(quantized(images[:3]), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        "from quark_pt2e import load_program\n"
+        "images, expected = torch.load(sys.argv[2]), torch.load(sys.argv[3])\n"
+        "found = load_program(sys.argv[1]).module()(images)\n"
+        "assert torch.allclose(found, expected, atol=1e-5)\n"
+    )
+    arguments = [str(file), str(tmp_path / "images.pt"), str(tmp_path / "expected.pt")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 def test_refused_before_any_work() -> None:
