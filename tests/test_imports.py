@@ -39,14 +39,22 @@ def test_help_is_light(arguments: list[str]) -> None:
 
 def test_list_imports_no_backend() -> None:
     loaded = _loaded_after(_command("list"))
-    assert {"quark_native.plugin", "quark_brevitas.plugin"} <= loaded
-    assert not loaded & {"torch", "brevitas", "transformers", "numpy", "pydantic"}
+    assert {"quark_native.plugin", "quark_brevitas.plugin", "quark_pt2e.plugin"} <= loaded
+    heavy = {"torch", "brevitas", "torchao", "executorch", "transformers", "numpy", "pydantic"}
+    assert not loaded & heavy
     assert not any(name.startswith("quark_native.") for name in loaded - {"quark_native.plugin"})
 
 
-@pytest.mark.parametrize("arguments", [["schema", "native"], ["schema", "brevitas"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["schema", "native"], ["schema", "brevitas"], ["schema", "ethos-u"], ["schema"]]
+)
 def test_schemas_need_no_torch(arguments: list[str]) -> None:
-    assert not _loaded_after(_command(*arguments)) & {"torch", "brevitas", "transformers"}
+    assert not _loaded_after(_command(*arguments)) & {
+        "torch",
+        "brevitas",
+        "torchao",
+        "transformers",
+    }
 
 
 def test_public_names_resolve_and_are_documented() -> None:

@@ -53,8 +53,12 @@ def command(
         echo_json({"folder": str(result.folder), "reused": list(result.reused), **result.metrics})
     else:
         from quark_core.report.record import load_records
-        from quark_core.report.tables import comparison_table
+        from quark_core.report.tables import comparison_table, export_tables
 
-        draw(comparison_table(load_records(result.folder)))
+        records = load_records(result.folder)
+        draw(comparison_table(records))
+        for record in records:
+            for table in export_tables(record):
+                draw(table)
         click.echo(f"report: {result.folder / 'report.html'}")
     result.require_gates()

@@ -190,13 +190,7 @@ class _Checker:
         if entry is None:
             return None
         if entry.spec.runs_code and not self.context.allow_code:
-            self.others.append(
-                UntrustedContentError(
-                    f"source {section['source']!r} runs Python code that the recipe names",
-                    where=path,
-                    fix="Leave --no-code out if you trust the recipe",
-                )
-            )
+            self.others.append(_untrusted(f"source {section['source']!r}", path))
             return None
         options_class = registry().resolve(entry, entry.spec.options)
         try:
@@ -219,6 +213,9 @@ class _Checker:
             return None
         entry = self._entry("quantizer", name, "quantizer.name")
         if entry is None:
+            return None
+        if entry.spec.runs_code and not self.context.allow_code:
+            self.others.append(_untrusted(f"quantizer {name!r}", "quantizer"))
             return None
         try:
             return registry().config_class(name)(**section)
@@ -328,3 +325,11 @@ def build_metric(entry: Entry, item: MetricItem, context: Context) -> Any:
     if getattr(metric_class, "takes_context", False):
         options = {**options, "context": context}
     return metric_class(**options)
+
+
+def _untrusted(what: str, where: str) -> UntrustedContentError:
+    return UntrustedContentError(
+        f"{what} runs Python code that the recipe names",
+        where=where,
+        fix="Leave --no-code out if you trust the recipe",
+    )

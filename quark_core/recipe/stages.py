@@ -160,7 +160,12 @@ class Stages:
         )
 
     def _export(self, place: Path) -> None:
-        for name in self._inputs.loaded.recipe.export:
+        names = self._inputs.loaded.recipe.export
+        if names:
+            quantized = self._quantized()
+            quantized.float_model = self._inputs.model
+            quantized.evaluation = self._inputs.evaluation
+        for name in names:
             (place / "export").mkdir(exist_ok=True)
             self._reporter.progress(f"export {name}", 0, None)
             write_export(

@@ -42,6 +42,7 @@ class QuantizerSpec:
         capabilities: What it can do beyond quantizing.
         requires: Requirements as pip spells them; checked before it is imported.
         tested: Requirements it was tested with; ``quark doctor`` compares them.
+        runs_code: Whether its configuration names Python code (refused by ``--no-code``).
     """
 
     name: str
@@ -52,6 +53,7 @@ class QuantizerSpec:
     capabilities: Capabilities = Capabilities()
     requires: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def render(records: Sequence[RunRecord], title: str) -> str:
         plot=_plot(done, base, metrics),
         layers=[(record.name, layer_bars(record.layers)) for record in done if record.layers],
         plans=[(record.name, _plan(record.plan)) for record in records if record.plan],
+        exports=[(record.name, export) for record in records for export in record.exports],
         stages=[(record.name, _stages(record)) for record in records if record.manifest],
         facts=_facts(records),
         warnings=[

@@ -10,6 +10,10 @@ from quark_core.errors import RunFolderError
 from quark_core.recipe.folder import read_json
 from quark_core.registry import registry
 
+EXPORT_REPORT = "report.json"
+"""What an export may leave in its folder for the report: ``title``, ``facts`` (name to text) and
+``tables``, each with ``title``, ``columns`` and ``rows`` of texts."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -30,6 +34,7 @@ class RunRecord:
         gates: Gates and whether they were kept.
         plan: What plan.json holds, or None.
         manifest: What manifest.json holds.
+        exports: What exports reported of themselves: title, facts and tables.
         error: Why it failed, if it is part of a comparison and did.
     """
 
@@ -47,6 +52,7 @@ class RunRecord:
     gates: list[dict[str, Any]] = field(default_factory=list)
     plan: dict[str, Any] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    exports: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
 
@@ -96,6 +102,7 @@ def load_record(folder: Path) -> RunRecord:
         gates=metrics.get("gates", []),
         plan=_optional(folder / "plan.json") or None,
         manifest=manifest,
+        exports=[read_json(file) for file in sorted(folder.glob(f"export/*/{EXPORT_REPORT}"))],
     )
 
 

@@ -12,6 +12,9 @@ from quark_core.report.format import bytes_text, metric_text, ratio_text, second
 from quark_core.report.record import RunRecord
 from quark_core.spec import ROLES
 
+_LONGEST = 12
+"""Longer tables of exports are left to the report."""
+
 
 def comparison_table(records: Sequence[RunRecord]) -> Table:
     """Runs beside the float model: metrics, size, time."""
@@ -65,3 +68,24 @@ def plan_table(plan: Plan) -> Table:
             style="dim" if not entry.quantized else "",
         )
     return table
+
+
+def export_tables(record: RunRecord) -> list[Table]:
+    """What a run's exports reported of themselves: their facts, and their short tables."""
+    found = []
+    for export in record.exports:
+        if export["facts"]:
+            facts = Table(box=None, pad_edge=False, show_header=False, title=export["title"])
+            for name, value in export["facts"].items():
+                facts.add_row(name, Text(str(value)))
+            found.append(facts)
+        for rows in export["tables"]:
+            if len(rows["rows"]) > _LONGEST:
+                continue
+            table = Table(box=None, pad_edge=False, header_style="bold", title=rows["title"])
+            for index, column in enumerate(rows["columns"]):
+                table.add_column(column, justify="right" if index else "left")
+            for row in rows["rows"]:
+                table.add_row(*(Text(str(cell)) for cell in row))
+            found.append(table)
+    return found

@@ -20,8 +20,8 @@ from quark_core.plan import Plan
 from quark_core.report import format as text
 from quark_core.report.charts import layer_bars, size_plot
 from quark_core.report.html import write_report
-from quark_core.report.record import load_records
-from quark_core.report.tables import comparison_table, plan_table
+from quark_core.report.record import EXPORT_REPORT, load_records
+from quark_core.report.tables import comparison_table, export_tables, plan_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -52,6 +52,26 @@ def test_one_run_is_read_back(run_folder: Path) -> None:
     assert record.quantized_bytes is not None
     assert record.quantized_bytes < record.float_bytes
     assert [layer["name"] for layer in record.layers] == ["first", "last"]
+
+
+def test_what_exports_tell_of_themselves(run_folder: Path, tmp_path: Path) -> None:
+    place = run_folder / "export" / "device"
+    place.mkdir(parents=True)
+    rows = [["<npu>", "12"]]
+    table = {"title": "figures", "columns": ["core", "cycles"], "rows": rows}
+    long = {"title": "long", "columns": ["layer"], "rows": [["x"]] * 50}
+    told = {"title": "compiler", "facts": {"left over": "2 add"}, "tables": [table, long]}
+    (place / EXPORT_REPORT).write_text(json.dumps(told))
+    (record,) = load_records(run_folder)
+    assert record.exports == [told]
+    printed = "".join(_printed(part) for part in export_tables(record))
+    assert "left over" in printed
+    assert "cycles" in printed
+    assert "long" not in printed
+    page = write_report(run_folder, tmp_path / "report.html").read_text()
+    assert "compiler" in page
+    assert "&lt;npu&gt;" in page
+    assert "<summary>long</summary>" in page
 
 
 def test_a_comparison_keeps_its_failures(comparison_folder: Path) -> None:

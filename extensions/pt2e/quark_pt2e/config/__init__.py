@@ -1,0 +1,1 @@
+"""Configurations of the PT2E backends; importing them imports no torch."""

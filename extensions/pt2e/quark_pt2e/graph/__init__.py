@@ -1,0 +1,1 @@
+"""Exported graphs: capturing them, naming their nodes, reading what was decided about them."""

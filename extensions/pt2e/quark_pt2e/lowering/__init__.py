@@ -1,0 +1,1 @@
+"""Writing quantized graphs for their targets, and proving what was written."""

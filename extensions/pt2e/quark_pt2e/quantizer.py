@@ -1,0 +1,277 @@
+"""Pt2eQuantizer: export, annotate, observe, calibrate, convert, for any PT2E quantizer."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import fx, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from quark_core.batch import Batch
+from quark_core.errors import QuantizationError
+from quark_core.plan import Plan, Step
+from quark_core.quantizer import ModelQuantizer
+from quark_core.selection import select
+from quark_pt2e import findings
+from quark_pt2e.config.base import Pt2eConfig
+from quark_pt2e.graph import coverage
+from quark_pt2e.graph.branching import BranchCounter, convert_all, prepare_all
+from quark_pt2e.graph.capture import (
+    Captured,
+    capture,
+    require_supported,
+)
+from quark_pt2e.graph.naming import Namer, Site, scope_names
+from quark_pt2e.graph.sizes import require_any_size
+from quark_pt2e.model import Layer, Pt2eModel
+from quark_pt2e.module import GraphRunner
+from quark_pt2e.observing import Ranges
+
+ConfigT = TypeVar("ConfigT", bound=Pt2eConfig)
+Export = Callable[[Pt2eModel, Path], Path]
+
+
+@dataclass
+class Observed:
+    """A graph with observers in it, on its way through calibration.
+
+    Attributes:
+        runner: Calls the graph on batches of any size.
+        captured: The export it was made from.
+        layers: What each plan entry is in the graph.
+        warnings: What the user should know.
+        samples: How many samples calibration has shown it.
+        skipped: How many more it was spared because ranges had settled.
+    """
+
+    runner: GraphRunner
+    captured: Captured
+    layers: dict[str, Layer]
+    warnings: tuple[str, ...]
+    plan: Plan
+    counter: BranchCounter
+    ranges: Ranges | None = None
+    samples: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Pt2ePlan(Plan):
+    """A plan that keeps the graph it was read from, so that preparing need not export again."""
+
+    made: list[tuple[Any, Observed]] = field(default_factory=list, repr=False, compare=False)
+
+
+class Pt2eQuantizer(ModelQuantizer[ConfigT]):
+    """Drives one PT2E quantizer.
+
+    A backend says in :meth:`build` which torchao quantizer the configuration means.
+    """
+
+    exports: ClassVar[Mapping[str, Export]] = {}
+    """Forms the backend's models can be written in, by name."""
+
+    @abstractmethod
+    def build(self, namer: Namer) -> Quantizer:
+        """The torchao quantizer for the configuration.
+
+        Args:
+            namer: Names the nodes of the model's graphs, for rules.
+        """
+
+    def describe(self) -> str:
+        """Name of the torchao quantizer, for reasons in plans."""
+        return self.config.name
+
+    def strict(self) -> bool | None:
+        """How to export; None decides by what the model needs."""
+        return self.config.strict
+
+    def plan(self, model: nn.Module, example: Batch | None = None) -> Plan:
+        """Export a copy, let the quantizer annotate it, and read what it decided.
+
+        Raises:
+            QuantizationError: There is no example, or the model cannot be exported.
+        """
+        observed = self._observe(model, example)
+        return dataclasses.replace(observed.plan, made=[(_fingerprint(model), observed)])  # type: ignore[call-arg]
+
+    def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Observed:
+        """The graph with observers: the plan's own if it was made for this model."""
+        made = getattr(plan, "made", [])
+        if made:
+            fingerprint, observed = made.pop()
+            if fingerprint == _fingerprint(model):
+                found: Observed = observed
+                return found
+        return self._observe(model, example)
+
+    def calibrate(self, prepared: Observed, batch: Batch) -> None:
+        """Let the observers see one batch, unless ranges have settled."""
+        size = len(batch)
+        if prepared.ranges is not None and prepared.ranges.settled:
+            prepared.skipped += size
+            return
+        with torch.no_grad():
+            batch.run(prepared.runner)
+        prepared.samples += size
+        if prepared.ranges is not None:
+            prepared.ranges.look()
+
+    def convert(self, prepared: Observed) -> Pt2eModel:
+        """Replace observers by quantize and dequantize operations."""
+        if prepared.samples == 0:
+            # Weights are observed by running the graph, also where nothing else is.
+            with torch.no_grad():
+                prepared.captured.example.run(prepared.runner)
+        prepared.counter.close()
+        notes = list(prepared.plan.warnings)
+        for branch, seen in prepared.counter.seen.items():
+            if seen == 0 and prepared.samples:
+                notes.append(f"no sample took the branch {branch}: its ranges mean nothing")
+                warnings.warn(notes[-1], stacklevel=2)
+        graph = convert_all(prepared.runner.graph, convert_pt2e)
+        record = {
+            "samples": prepared.samples,
+            "skipped": prepared.skipped,
+            "branches": dict(prepared.counter.seen),
+            "batch": "dynamic" if prepared.captured.dynamic else "static",
+        }
+        return Pt2eModel(
+            GraphRunner(graph, prepared.runner.samples),
+            dataclasses.replace(prepared.plan, warnings=tuple(notes)),
+            layers=prepared.layers,
+            example=prepared.captured.example.first(),
+            config=self.config,
+            exports=self.exports,
+            record=record,
+        )
+
+    def load(self, model: nn.Module, directory: Path) -> Pt2eModel:
+        """Load the saved program; the float model is not needed for it.
+
+        Raises:
+            QuantizationError: The files are missing, damaged, or of another backend.
+        """
+        return Pt2eModel.load(directory, self.config, self.exports)
+
+    def _observe(self, model: nn.Module, example: Batch | None) -> Observed:
+        if example is None:
+            raise QuantizationError(
+                f"{self.config.name} needs example inputs to export the model",
+                where="data.calibration",
+                fix="Give calibration data; one batch is enough to plan",
+            )
+        for dynamic in {"auto": (True, False), "dynamic": (True,), "static": (False,)}[
+            self.config.batch
+        ]:
+            last = not dynamic or self.config.batch == "dynamic"
+            try:
+                return self._observe_as(copy.deepcopy(model), example, dynamic=dynamic)
+            except Exception:
+                if last:
+                    raise
+        raise AssertionError("a static export either works or raises")
+
+    def _observe_as(self, model: nn.Module, example: Batch, *, dynamic: bool) -> Observed:
+        namer = Namer(model)
+        captured = capture(model, example, dynamic=dynamic, strict=self.strict())
+        require_supported(captured.graph)
+        notes = findings.warnings(captured.graph)
+        followers = findings.batch_norms(captured.graph)
+        recorder = _Recorder(self.build(namer))
+        graph = prepare_all(captured.graph, lambda part: prepare_pt2e(part, recorder))
+        if dynamic:
+            require_any_size(graph, captured.example)
+        sites = namer.sites(graph)
+        selection = select([site.target for site in sites], self.config)
+        entries = coverage.entries(sites, selection.decisions, self.describe())
+        runner = GraphRunner(graph, None if captured.dynamic else captured.size)
+        planned = {entry.name for entry in entries}
+        static = any(
+            spec.observer is not None and role in ("input", "output")
+            for entry in entries
+            for role, spec in entry.specs.items()
+        )
+        plan = Pt2ePlan(
+            entries,
+            needs_calibration=static,
+            steps=self._steps(captured, static),
+            unmatched=selection.unmatched,
+            warnings=notes,
+        )
+        settle = self.config.settle
+        return Observed(
+            runner,
+            captured,
+            _layers([site for site in sites if site.target.name in planned], followers),
+            notes,
+            plan,
+            BranchCounter(graph),
+            None if settle is None else Ranges(graph, settle.tolerance, settle.patience),
+        )
+
+    def _steps(self, captured: Captured, static: bool) -> tuple[Step, ...]:
+        sizes = "any batch size" if captured.dynamic else "one sample; batches are cut up"
+        steps = [Step("export", sizes), Step("prepare", f"{self.describe()} annotates the graph")]
+        if static:
+            steps.append(Step("calibrate", "observers see the calibration data"))
+        return (*steps, Step("convert", "observers become quantize and dequantize operations"))
+
+
+class _Recorder(Quantizer):  # type: ignore[misc]
+    """Passes everything on to a quantizer, and notes what it annotated."""
+
+    def __init__(self, inner: Quantizer) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        changed: fx.GraphModule = self._inner.transform_for_annotation(model)
+        return changed
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        self._inner.annotate(model)
+        coverage.note(model)
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        self._inner.validate(model)
+
+    def prepare_obs_or_fq_callback(self, model: fx.GraphModule, *rest: Any) -> None:
+        self._inner.prepare_obs_or_fq_callback(model, *rest)
+
+
+def _layers(sites: list[Site], followers: Mapping[str, str]) -> dict[str, Layer]:
+    last = {scope: site.target.name for site in sites for scope in scope_names(site.path)}
+    layers = {}
+    for site in sites:
+        name = site.target.name
+        own = site.path if site.path and last[site.path] == name else None
+        layers[name] = Layer(
+            site.target.op,
+            (site.branch, site.node.name),
+            followers.get(site.node.name, own) if not site.branch else own,
+        )
+    return layers
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """Equal for models with equal structure and weights."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return type(model), repr(model), tuple((name, _checksum(tensor)) for name, tensor in tensors)
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(data.numpy().tobytes())
