@@ -4,6 +4,8 @@
 #include "table.h"
 
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__linux__)
@@ -115,11 +117,42 @@ int qn_unpack(const float *table, int scale_bias, const qn_layout *at, const qn_
     return pool_run(unpack_part, &w, chunks(at), threads);
 }
 
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+// Memory that is free in pieces of 2 MB and more: /proc/buddyinfo counts free pieces of 2^order
+// pages, order by order, on a line for each zone.
+static int64_t free_in_huge_pieces(void) {
+    FILE *file = fopen("/proc/buddyinfo", "r");
+    if (!file) return 0;
+    int64_t bytes = 0;
+    char line[512];
+    while (fgets(line, sizeof line, file)) {
+        char *at = strstr(line, "zone");
+        if (!at) continue;
+        at += strlen("zone");
+        at += strspn(at, " ");   // the zone's name follows
+        at += strcspn(at, " ");
+        for (int order = 0;; order++) {
+            char *end;
+            const long long pieces = strtoll(at, &end, 10);
+            if (end == at) break;
+            if (order >= 9) bytes += pieces << (order + 12);
+            at = end;
+        }
+    }
+    fclose(file);
+    return bytes;
+}
+#endif
+
+// A fresh tensor's first write costs a page fault for every 4 kB, which is most of a copy's time;
+// with huge pages it costs one for every 2 MB. Where the system has none ready it would stop to
+// make some, which takes longer than all the faults: then memory is left as it is.
 void qn_advise_huge(void *memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 4096, begin = ((uintptr_t)memory + page - 1) & ~(page - 1);
     const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) & ~(page - 1);
-    if (end > begin) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    if (end <= begin || free_in_huge_pieces() < 2 * bytes) return;
+    (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 #else
     (void)memory;
     (void)bytes;
