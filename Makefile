@@ -30,7 +30,7 @@ lint: $(VENV)/.lint ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.docs ## Build the documentation into site/
+docs: $(VENV)/.docs $(VENV)/.ethosu ## Build the documentation into site/
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
