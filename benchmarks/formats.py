@@ -155,6 +155,55 @@ def cpu(sizes: list[int], threads: list[int], repeats: int, only: str) -> None:
                 print(f"| {case.path} | {ratio:.2f} | {must} | {aim} | {mark} |")
 
 
+def gpu(rows: int, repeats: int) -> None:
+    """Print the Triton kernels' share of the bandwidth that a copy reaches, on this GPU."""
+    name = torch.cuda.get_device_name(0)
+    x = torch.randn(rows, 4096, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    out, count = torch.empty_like(x), x.numel()
+    narrow = x.to(torch.bfloat16)
+    narrow_out = torch.empty_like(narrow)
+    # path, bytes that have to be read and written, work
+    work: list[tuple[str, float, Callable[[], object]]] = [
+        ("copy_ float32", 8 * count, lambda: out.copy_(x)),
+        ("copy_ bfloat16", 4 * count, lambda: narrow_out.copy_(narrow)),
+    ]
+    for text in ("mxfp4", "mxfp8", "bfp[8|8]{64}", "nvfp4_one_level", "block_log[8|8]{16}"):
+        fmt = Format.parse(text)
+        work += [
+            (f"{text} float32", 8 * count, lambda f=fmt: f.fake_quantize(x, out=out)),
+            (f"{text} bfloat16", 4 * count, lambda f=fmt: f.fake_quantize(narrow, out=narrow_out)),
+        ]
+    for text, size in (("mxfp4", 0.5), ("mxfp8", 1.0)):
+        fmt = Format.parse(text)
+        moved = (2 + size + 1 / 32) * count
+        work.append((f"{text} pack from bfloat16", moved, lambda f=fmt: f.quantize(narrow)))
+        packed = fmt.quantize(narrow)
+        back = (size + 1 / 32 + 2) * count
+        run = lambda p=packed: p.dequantize(torch.bfloat16)  # noqa: E731
+        work.append((f"{text} unpack to bfloat16", back, run))
+    fmt = Format.parse("int8/tensor")
+    given = fmt.measure(x)
+    work.append(("int8/tensor float32", 8 * count, lambda: fmt.fake_quantize(x, given, out=out)))
+    for _, _, run in work:  # compile and tune
+        run()
+    times: list[list[float]] = [[] for _ in work]
+    for _ in range(repeats):
+        for spent, (_, _, run) in zip(times, work, strict=True):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            spent.append(start.elapsed_time(end) / 1e3)
+    speeds = [moved / statistics.median(t) for (_, moved, _), t in zip(work, times, strict=True)]
+    print(f"{name}, torch {torch.__version__}; {rows} x 4096; must 85 %, aim 92 % of the copy\n")
+    print("| path | us | TB/s | share of the float32 copy |\n| --- | --- | --- | --- |")
+    for (path, _, _), spent, speed in zip(work, times, speeds, strict=True):
+        microseconds = statistics.median(spent) * 1e6
+        share = f"{100 * speed / speeds[0]:.0f} %"
+        print(f"| {path} | {microseconds:.1f} | {speed / 1e12:.2f} | {share} |")
+
+
 def main() -> None:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,7 +211,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--only", default="", help="paths that hold this word")
+    parser.add_argument("--gpu", action="store_true", help="measure the Triton kernels")
     arguments = parser.parse_args()
+    if arguments.gpu:
+        if not torch.cuda.is_available():
+            parser.error("there is no GPU that torch can use")
+        gpu(max(arguments.sizes), max(arguments.repeats, 51))
+        return
     cpu(arguments.sizes, arguments.threads, arguments.repeats, arguments.only)
 
 

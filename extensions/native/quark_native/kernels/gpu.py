@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ PACKED_BITS = (4, 6, 8)
 LARGEST_BLOCK = 4096
 ELEMENTS_A_PROGRAM = 2048
 WARPS = 4
+
+_TUNED_FROM = 1 << 20
+"""Elements from which the size of a program and its warps are found by measuring."""
+_TUNED_ELEMENTS = (1024, 2048, 4096, 8192)
+_TUNED_WARPS = (2, 4, 8)
+_TUNED_FOR = ("KIND", "ROUNDING", "MANTISSA_BITS", "BITS", "BLOCK", "ACROSS", "WHOLE", "BF16")
 
 
 def interpreted() -> bool:
@@ -65,8 +72,7 @@ def fake_quantize(
     view = cpu.view(layout, tuple(x.shape))
     assert view is not None
     launch = _given if call.given else _blocks
-    with _device_of(x):
-        launch(call, view, x, out, parameters, seed)
+    launch(call, view, x, out, parameters, seed)
     return out
 
 
@@ -86,30 +92,18 @@ def pack(call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0) -> tup
     codes = torch.empty(x.numel() * bits // 8, dtype=torch.uint8, device=x.device)
     shape = layout.compact_shape(tuple(x.shape))
     scales = torch.empty(shape, dtype=torch.uint8, device=x.device)
-    tile = tile_of(block)
-    with _device_of(x):
-        kernels().pack_kernel[(-(-rows // tile),)](
-            _raw(x),
-            codes,
-            scales,
-            seed,
-            rows,
-            ROUNDING=ROUNDINGS.index(call.rounding),
-            MANTISSA_BITS=call.mantissa,
-            MIN_EXPONENT=call.min_exponent,
-            MAX_EXPONENT=call.max_exponent,
-            HIGH=call.high,
-            BUMP=call.bump,
-            MIN_SCALE=call.min_scale,
-            MAX_SCALE=call.max_scale,
-            BITS=bits,
-            FIXED=call.fixed,
-            BLOCK=block,
-            BF16=x.dtype == torch.bfloat16,
-            TILE=tile,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+    constants = {
+        **_element(call),
+        "BUMP": call.bump,
+        "MIN_SCALE": call.min_scale,
+        "MAX_SCALE": call.max_scale,
+        "BITS": bits,
+        "FIXED": call.fixed,
+        "BLOCK": block,
+        "BF16": x.dtype == torch.bfloat16,
+    }
+    arguments = (_raw(x), codes, scales, seed, rows)
+    _launch("pack_kernel", block, lambda tile: -(-rows // tile), x, arguments, constants)
     return codes, scales
 
 
@@ -125,28 +119,63 @@ def unpack(
 ) -> Tensor:
     """The values of what :func:`pack` made; see :func:`quark_native.kernels.cpu.unpack`."""
     out, block = torch.empty(shape, dtype=dtype, device=codes.device), layout.size
-    rows, tile = out.numel() // block, tile_of(block)
-    with _device_of(out):
-        kernels().unpack_kernel[(-(-rows // tile),)](
-            codes.contiguous(),
-            scales.contiguous(),
-            table.to(codes.device),
-            _raw(out),
-            rows,
-            MIN_SCALE=scale_bias,
-            BITS=bits,
-            BLOCK=block,
-            BF16=dtype == torch.bfloat16,
-            TILE=tile,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+    rows, bf16 = out.numel() // block, dtype == torch.bfloat16
+    constants = {"MIN_SCALE": scale_bias, "BITS": bits, "BLOCK": block, "BF16": bf16}
+    stored = (codes.contiguous(), scales.contiguous(), table.to(codes.device))
+    arguments = (*stored, _raw(out), rows)
+    _launch("unpack_kernel", block, lambda tile: -(-rows // tile), out, arguments, constants)
     return out
 
 
 def tile_of(width: int) -> int:
     """Blocks of a program for blocks of ``width`` elements, a power of two."""
     return max(ELEMENTS_A_PROGRAM // width, 1)
+
+
+@cache
+def tuned(name: str, width: int) -> Any:
+    """A kernel that measures tiles and warps once for each format and dtype, and keeps the best."""
+    import triton
+
+    kernel = getattr(kernels(), name)
+    choices = dict.fromkeys(
+        (max(elements // width, 1), warps) for elements in _TUNED_ELEMENTS for warps in _TUNED_WARPS
+    )
+    return triton.autotune(
+        configs=[triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in choices],
+        key=[key for key in _TUNED_FOR if key in kernel.arg_names],
+        # An output may be the input itself, and must not be quantized again and again.
+        restore_value=["out_ptr"] if "out_ptr" in kernel.arg_names else [],
+    )(kernel)
+
+
+def _launch(
+    name: str,
+    width: int,
+    programs: Callable[[int], int],
+    x: Tensor,
+    arguments: tuple[Any, ...],
+    constants: dict[str, Any],
+) -> None:
+    """Run a kernel; ``programs`` says how many of them there are with a tile."""
+    with _device_of(x):
+        if x.numel() >= _TUNED_FROM and not interpreted():
+            kernel = tuned(name, width)[lambda meta: (programs(meta["TILE"]),)]
+            kernel(*arguments, **constants, enable_fp_fusion=False)
+            return
+        tile = tile_of(width)
+        kernel = getattr(kernels(), name)[(programs(tile),)]
+        kernel(*arguments, **constants, TILE=tile, num_warps=WARPS, enable_fp_fusion=False)
+
+
+def _element(call: Call) -> dict[str, Any]:
+    return {
+        "ROUNDING": ROUNDINGS.index(call.rounding),
+        "MANTISSA_BITS": call.mantissa,
+        "MIN_EXPONENT": call.min_exponent,
+        "MAX_EXPONENT": call.max_exponent,
+        "HIGH": call.high,
+    }
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -165,40 +194,32 @@ def _raw(x: Tensor) -> Tensor:
 def _blocks(
     call: Call, view: Any, x: Tensor, out: Tensor, parameters: Parameters | None, seed: int
 ) -> None:
-    block, across = view.block, view.inner > 1
+    block, inner = int(view.block), int(view.inner)
+    across = inner > 1
     width = 1 << (block - 1).bit_length()
-    groups = -(-view.length // block)
-    rows, tile = view.outer * groups, tile_of(width)
-    strips = -(-view.inner // tile)
+    groups = -(-int(view.length) // block)
+    rows = int(view.outer) * groups
     outer = parameters.outer if parameters is not None else None
-    kernels().blocks_kernel[(rows * strips if across else -(-rows // tile),)](
-        _raw(x),
-        _raw(out),
-        x if outer is None else outer,
-        seed,
-        view.length,
-        view.inner,
-        groups,
-        rows,
-        KIND=KINDS.index(call.kind),
-        ROUNDING=ROUNDINGS.index(call.rounding),
-        MANTISSA_BITS=call.mantissa,
-        MIN_EXPONENT=call.min_exponent,
-        MAX_EXPONENT=call.max_exponent,
-        LOW=call.low,
-        HIGH=call.high,
-        BUMP=call.bump,
-        MIN_SCALE=call.min_scale,
-        MAX_SCALE=call.max_scale,
-        BLOCK=block,
-        WIDTH=width,
-        EVEN=not across and view.length % block == 0 and width == block,
-        ACROSS=across,
-        BF16=x.dtype == torch.bfloat16,
-        TILE=tile,
-        num_warps=WARPS,
-        enable_fp_fusion=False,
-    )
+    constants = {
+        **_element(call),
+        "KIND": KINDS.index(call.kind),
+        "LOW": call.low,
+        "BUMP": call.bump,
+        "MIN_SCALE": call.min_scale,
+        "MAX_SCALE": call.max_scale,
+        "BLOCK": block,
+        "WIDTH": width,
+        "EVEN": not across and view.length % block == 0 and width == block,
+        "ACROSS": across,
+        "BF16": x.dtype == torch.bfloat16,
+    }
+    sizes = (view.length, inner, groups, rows)
+    arguments = (_raw(x), _raw(out), x if outer is None else outer, seed, *sizes)
+
+    def programs(tile: int) -> int:
+        return rows * -(-inner // tile) if across else -(-rows // tile)
+
+    _launch("blocks_kernel", width, programs, x, arguments, constants)
 
 
 def _given(
@@ -206,32 +227,17 @@ def _given(
 ) -> None:
     assert parameters is not None
     scale, extra = cpu.scale_and_extra(call, parameters)
-    count, tile = x.numel(), ELEMENTS_A_PROGRAM
-    kernels().given_kernel[(-(-count // tile),)](
-        _raw(x),
-        _raw(out),
-        scale,
-        scale if extra is None else extra,
-        seed,
-        count,
-        view.length,
-        view.inner,
-        view.block,
-        view.scale_rows,
-        view.scale_outer,
-        view.scale_block,
-        view.scale_inner,
-        KIND=KINDS.index(call.kind),
-        ROUNDING=ROUNDINGS.index(call.rounding),
-        MANTISSA_BITS=call.mantissa,
-        MIN_EXPONENT=call.min_exponent,
-        MAX_EXPONENT=call.max_exponent,
-        LOW=call.low,
-        HIGH=call.high,
-        EXTRA=extra is not None,
-        WHOLE=scale.numel() == 1,
-        BF16=x.dtype == torch.bfloat16,
-        TILE=tile,
-        num_warps=WARPS,
-        enable_fp_fusion=False,
-    )
+    count = x.numel()
+    constants = {
+        **_element(call),
+        "KIND": KINDS.index(call.kind),
+        "LOW": call.low,
+        "EXTRA": extra is not None,
+        "WHOLE": scale.numel() == 1,
+        "BF16": x.dtype == torch.bfloat16,
+    }
+    strides = (view.scale_rows, view.scale_outer, view.scale_block, view.scale_inner)
+    sizes = (count, view.length, view.inner, view.block, *strides)
+    scales = (scale, scale if extra is None else extra)
+    arguments = (_raw(x), _raw(out), *scales, seed, *sizes)
+    _launch("given_kernel", 1, lambda tile: -(-count // tile), x, arguments, constants)

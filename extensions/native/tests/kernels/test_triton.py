@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from quark_native.formats import Format
-from quark_native.kernels import dispatch
+from quark_native.kernels import dispatch, gpu
 from quark_native.kernels.dispatch import forced
 from torch import Tensor
 
@@ -115,6 +115,31 @@ def test_packing_equals_the_specification(name, kind, dtype):
         )
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.parts["scale"], expected.parts["scale"])
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8/toward_zero", "int8/tensor", "bfp[8|8]{64}"])
+def test_tuning_tries_several_programs_and_changes_nothing(name, monkeypatch):
+    tried = []
+
+    def bench(kernel_call, quantiles):
+        kernel_call()
+        tried.append(1)
+        return [float(len(tried))] * 3
+
+    kernel = "given_kernel" if "int8" in name else "blocks_kernel"
+    fmt = Format.parse(name)
+    gpu.tuned.cache_clear()
+    tuner = gpu.tuned(kernel, 1 if "int8" in name else fmt.layout.size)
+    monkeypatch.setattr(tuner, "_do_bench", bench)
+    monkeypatch.setattr(gpu, "_TUNED_FROM", 0)
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(gpu, "refusal", lambda *_: None)
+    x = torch.randn(8, 64)
+    parameters = fmt.measure(x) if fmt.covers else None
+    expected = fmt.specification(x, parameters)
+    with forced("triton"):
+        assert torch.equal(fmt.fake_quantize(x, parameters, out=x), expected)
+    assert len(tried) == 12
 
 
 def test_a_tensor_on_the_cpu_needs_the_interpreter(monkeypatch):
