@@ -15,7 +15,7 @@ from torch import Tensor
 from quark_core.errors import QuantizationError
 from quark_native.formats.base import Encoded, Format, Parameters, require_floating
 from quark_native.kernels import dispatch
-from quark_native.packing import pack, unpack
+from quark_native.packing import pack, packed_bytes, unpack
 
 _KEY = "quark_native.packed"
 
@@ -55,6 +55,7 @@ class PackedTensor:
         fmt, count = self.format, math.prod(self.shape)
         if not count:
             return torch.empty(self.shape, dtype=dtype)
+        self._check(count)
         if "scale" in self.parts:
             found = dispatch.unpack(fmt, self.shape, self.codes, self.parts["scale"], dtype)
             if found is not None:
@@ -62,6 +63,23 @@ class PackedTensor:
         codes = unpack(self.codes, fmt.number.bits, count, signed=fmt.signed_codes)
         codes = codes.reshape(self.shape)
         return fmt.decode(Encoded(codes, fmt.restore(self.parts, self.shape)), dtype)
+
+    def _check(self, count: int) -> None:
+        """Kernels read as many bytes as the shape says: they must be there."""
+        fmt, wanted = self.format, packed_bytes(count, self.format.number.bits)
+        scales = self.parts.get("scale")
+        whole = self.codes.dtype == torch.uint8 and self.codes.numel() == wanted
+        if whole and scales is not None and scales.dtype == torch.uint8 and fmt.number.block:
+            # One a block; formats with more than one scale for each have their own shapes.
+            exact = fmt.layout.size == fmt.number.block
+            needed = math.prod(fmt.layout.compact_shape(self.shape))
+            whole = not exact or scales.numel() == needed
+        if not whole:
+            raise QuantizationError(
+                f"the packed tensor of shape {list(self.shape)} has not the codes and scales that "
+                f"{fmt.number.name} needs for it",
+                fix="Quantize it again",
+            )
 
     @property
     def nbytes(self) -> int:

@@ -104,6 +104,8 @@ def fake_quantize(
         return found if out is None else out.copy_(found)
     call = fmt.call()
     assert call is not None
+    if parameters is not None:
+        _check_scales(fmt, x, parameters)
     lasting = call.rounding != "stochastic" and call.given == (parameters is not None)
     if call.given and parameters is None:
         parameters = fmt.measure(x.to(torch.float32))
@@ -199,6 +201,20 @@ def _check(kernel: str) -> Kernel:
         f"there is no kernel {kernel!r} (QUARK_NATIVE_KERNEL)",
         fix=did_you_mean(kernel, KERNELS) or f"Kernels are {', '.join(KERNELS)}",
     )
+
+
+def _check_scales(fmt: Format, x: Tensor, parameters: Parameters) -> None:
+    """Kernels read memory by address: it must be there, and enough of it."""
+    expected = fmt.layout.compact_shape(tuple(x.shape))
+    count = torch.Size(expected).numel()
+    for part in (parameters.scale, parameters.zero_point, parameters.outer):
+        if part is not None and part is not parameters.outer and part.numel() != count:
+            raise ValueError(
+                f"{fmt.number.name} has {part.numel()} scales, and a tensor of shape "
+                f"{list(x.shape)} needs {count}, as {list(expected)}"
+            )
+        if part is not None and part.device != x.device:
+            raise ValueError(f"the scales are on {part.device}, and the tensor is on {x.device}")
 
 
 def _check_output(x: Tensor, out: Tensor) -> None:

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from quark_native.kernels.dispatch import choose, forced
 from quark_core.errors import QuantizationError
 
 compiled = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
-X = torch.randn(4, 64)
+X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 
 
 @compiled
@@ -45,7 +46,7 @@ def test_the_choice_and_its_reason(name, x, kernel, why):
 
 def test_given_scales_of_a_block_format_are_left_to_the_specification():
     fmt = Format.parse("mxfp4")
-    parameters = Parameters(torch.full((4, 2), 0.5))
+    parameters = Parameters(torch.full((4, 2), 0.0625))
     assert choose(fmt, X, parameters).kernel == "torch"
     found = fmt.fake_quantize(X, parameters)
     assert torch.equal(found, fmt.specification(X, parameters))
@@ -131,3 +132,28 @@ def test_without_a_library_torch_computes_and_doctor_says_why(monkeypatch):
     (cpu, _) = diagnostics()
     assert "about eight times slower" in cpu.value
     assert "pip install" in cpu.fix
+
+
+@pytest.mark.parametrize("name", ["int8/channel", "int4/group:8", "fp8_e4m3/channel"])
+def test_scales_of_another_shape_are_refused_before_memory_is_read(name):
+    fmt = Format.parse(name)
+    parameters = fmt.measure(X)
+    with pytest.raises(ValueError, match=r"scales, and a tensor of shape \[6, 64\] needs"):
+        fmt.fake_quantize(torch.randn(6, 64), parameters)
+    meta = Parameters(parameters.scale.to("meta"))
+    with pytest.raises(ValueError, match="the scales are on meta, and the tensor is on cpu"):
+        fmt.fake_quantize(X, meta)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "bfp[8|8]{16}", "int8/channel"])
+@pytest.mark.parametrize("damage", ["codes", "scale"])
+def test_a_packed_tensor_with_too_few_bytes_is_refused(name, damage):
+    packed = Format.parse(name).quantize(X)
+    if damage == "codes":
+        broken = replace(packed, codes=packed.codes[:-3])
+    else:
+        broken = replace(packed, parts={"scale": packed.parts["scale"].flatten()[:-1]})
+    with pytest.raises(
+        (QuantizationError, RuntimeError), match="has not the codes and scales|size"
+    ):
+        broken.dequantize()
