@@ -13,13 +13,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from quark_native.formats import Format, Parameters
 from quark_native.kernels import library
+from quark_native.quantizers import TensorQuantizer
 from torch import Tensor
+
+from quark_core.spec import TensorSpec
 
 
 @dataclass
@@ -155,6 +159,27 @@ def cpu(sizes: list[int], threads: list[int], repeats: int, only: str) -> None:
                 print(f"| {case.path} | {ratio:.2f} | {must} | {aim} | {mark} |")
 
 
+def tiny() -> None:
+    """Print what a module adds to torch's own fake quantization of 8 elements."""
+    torch.set_num_threads(1)
+    x = torch.randn(8)
+
+    def cost(work: Callable[[], object]) -> float:
+        return min(timeit.repeat(work, number=2000, repeat=9)) / 2000 * 1e6
+
+    own = cost(lambda: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127))
+    print(
+        f"\n8 elements through a module, beside torch.fake_quantize's {own:.1f} us (must: 15 us)\n"
+    )
+    print("| format | us more |\n| --- | --- |")
+    for text in ("int8/tensor/sym", "int8/tensor", "fp8_e4m3/tensor", "mxfp4"):
+        spec = TensorSpec.model_validate(text).resolve("input")
+        module = TensorQuantizer(spec, Format.parse(text, role="input"), "x")
+        module(x)
+        module.freeze()
+        print(f"| {text} | {cost(lambda m=module: m(x)) - own:.1f} |")
+
+
 def gpu(rows: int, repeats: int) -> None:
     """Print the Triton kernels' share of the bandwidth that a copy reaches, on this GPU."""
     name = torch.cuda.get_device_name(0)
@@ -218,6 +243,7 @@ def main() -> None:
             parser.error("there is no GPU that torch can use")
         gpu(max(arguments.sizes), max(arguments.repeats, 51))
         return
+    tiny()
     cpu(arguments.sizes, arguments.threads, arguments.repeats, arguments.only)
 
 
