@@ -66,6 +66,24 @@ def test_compiled_and_eager_gradients_are_alike(name):
     assert (expected == 0).any()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_pass_straight_through_a_format_itself(name):
+    x = torch.randn(6, 32, requires_grad=True)
+    y = Format.parse(name).fake_quantize(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones(6, 32))
+    assert torch.equal(y.detach(), Format.parse(name).specification(x.detach()))
+
+
+def test_a_compiled_function_sees_the_operator():
+    fmt = Format.parse("mxfp4")
+    compiled = torch.compile(
+        lambda x: fmt.fake_quantize(x) + 1, backend="aot_eager", fullgraph=True
+    )
+    x = torch.randn(4, 64)
+    assert torch.equal(compiled(x), fmt.fake_quantize(x) + 1)
+
+
 def test_stochastic_rounding_follows_torchs_seed():
     spec = TensorSpec.model_validate("mxfp4/stochastic").resolve("input")
     quantizer = TensorQuantizer(spec, Format.parse("mxfp4/stochastic", role="input"), "x")

@@ -204,7 +204,8 @@ class Format(ABC):
     ) -> Tensor:
         """Each value replaced by one that the format can represent.
 
-        The fastest kernel for the tensor computes it; see :mod:`quark_native.kernels`.
+        The fastest kernel for the tensor computes it; see :mod:`quark_native.kernels`. Gradients
+        pass straight through, and compilers see one operator; see :mod:`quark_native.ops`.
 
         Args:
             x: Floating point (float32, bfloat16, float16, float64), any shape and strides.
@@ -219,6 +220,11 @@ class Format(ABC):
             TypeError: x is not floating point.
             ValueError: x has not the axis of the layout, or ``out`` does not fit.
         """
+        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+            from quark_native import ops
+
+            found = ops.fake_quantize(x, self, parameters, seed)
+            return found if out is None else out.copy_(found)
         return dispatch.fake_quantize(self, x, parameters, out, seed)
 
     def specification(
