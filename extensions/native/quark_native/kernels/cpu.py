@@ -25,6 +25,8 @@ LARGEST_BLOCK = 2048
 _PARALLEL_FROM = 1 << 16
 _HUGE_PAGES_FROM = 1 << 23
 """Bytes of a fresh output from which huge pages pay: page faults cost more than the work."""
+_HUGE_PAGES_TO = 1 << 27
+"""Beyond, a system rarely has as many ready: some virtual machines then stop to fetch them."""
 _STREAM_FROM = 1 << 25
 """Bytes of a given output from which it is written around the caches."""
 
@@ -116,7 +118,7 @@ class Launch:
         stream = out is not None and self._bytes >= _STREAM_FROM
         if out is None:
             out = torch.empty_like(x)
-            if self._bytes >= _HUGE_PAGES_FROM:
+            if _HUGE_PAGES_FROM <= self._bytes <= _HUGE_PAGES_TO:
                 _lib().qn_advise_huge(out.data_ptr(), self._bytes)
         self._run(
             self._format,
@@ -196,7 +198,7 @@ def unpack(
     """
     out = torch.empty(shape, dtype=dtype)
     bytes_ = out.numel() * out.element_size()
-    if bytes_ >= _HUGE_PAGES_FROM:
+    if _HUGE_PAGES_FROM <= bytes_ <= _HUGE_PAGES_TO:
         _lib().qn_advise_huge(out.data_ptr(), bytes_)
     codes, scales = codes.contiguous(), scales.contiguous()
     packed = CPacked(None, codes.data_ptr(), scales.data_ptr(), DTYPES[dtype], bits)
