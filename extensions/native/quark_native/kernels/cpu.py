@@ -25,7 +25,7 @@ LARGEST_BLOCK = 2048
 _PARALLEL_FROM = 1 << 16
 _HUGE_PAGES_FROM = 1 << 23
 """Bytes of a fresh output from which huge pages pay: page faults cost more than the work."""
-_HUGE_PAGES_TO = 1 << 27
+_HUGE_PAGES_TO = 1 << 26
 """Beyond, a system rarely has as many ready: some virtual machines then stop to fetch them."""
 _STREAM_FROM = 1 << 25
 """Bytes of a given output from which it is written around the caches."""
