@@ -32,7 +32,7 @@ def observer_for(spec: ObserverSpec | None, fmt: Format, *, stream: bool) -> Obs
             whole (weights).
 
     Raises:
-        ValueError: The observer is not implemented, or not for this layout.
+        ValueError: There is no such observer here, or not for this layout.
     """
     name = spec.name if spec is not None else "minmax"
     if spec is None or name == "minmax":
@@ -40,7 +40,8 @@ def observer_for(spec: ObserverSpec | None, fmt: Format, *, stream: bool) -> Obs
     if name == "moving_average":
         return MovingAverage(fmt, spec.momentum)
     if name not in ("percentile", "mse"):
-        raise ValueError(f"observer {name} is not implemented")
+        known = "minmax, moving_average, percentile and mse"
+        raise ValueError(f"there is no observer {name} here: there are {known}")
     if stream and fmt.layout.kind != "tensor":
         raise ValueError(f"observer {name} needs granularity tensor for an input or output")
     sample = Histogram(fmt) if stream else Whole(fmt)

@@ -175,8 +175,8 @@ def test_values_that_are_not_finite_are_an_error(name, value, stream):
         found.scale_zero_point()
 
 
-def test_what_is_not_implemented_is_refused():
-    with pytest.raises(ValueError, match="observer entropy is not implemented"):
+def test_an_observer_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="there is no observer entropy here: there are minmax"):
         observer("entropy", Format.parse("int8/tensor"))
     with pytest.raises(ValueError, match="observer mse needs granularity tensor for an input"):
         observer("mse", Format.parse("int8/channel"), stream=True)

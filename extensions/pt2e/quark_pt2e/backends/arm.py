@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -36,9 +37,9 @@ _FLOORS = {8: 2**-16, 16: 2**-12}
 class ArmBackend(Pt2eQuantizer[ConfigT]):
     """What the three have in common; a subclass says which device is meant."""
 
+    @abstractmethod
     def empty(self, spec: Any) -> TOSAQuantizer:
         """Arm's quantizer, without any configuration."""
-        raise NotImplementedError
 
     def build(self, namer: Namer) -> TOSAQuantizer:
         """Arm's quantizer with our rules: later calls come before earlier ones, as ours do."""

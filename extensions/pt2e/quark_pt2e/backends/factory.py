@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -29,9 +30,9 @@ class _OwnTerms(GroupedBackend[ConfigT]):
         """The quantizer, unless the rule skips."""
         return None if rule is not None and rule.skip else self.make()
 
+    @abstractmethod
     def make(self) -> Quantizer:
         """The quantizer."""
-        raise NotImplementedError
 
     def plan(self, model: nn.Module, example: Batch | None = None) -> Plan:
         """The quantizer's own decisions.
