@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quark_native.formats import Format, Parameters
+from quark_native.formats.base import ElementFormat
 
 
 class LearnedQuantizer(nn.Module):
@@ -37,7 +38,7 @@ class LearnedQuantizer(nn.Module):
 
     def __init__(self, fmt: Format, example: Tensor) -> None:
         super().__init__()
-        if not fmt.covers:
+        if not fmt.covers or not isinstance(fmt, ElementFormat):
             raise ValueError(f"{fmt.number.name} finds its scales itself: none can be learned")
         self.format = fmt
         start = fmt.measure(example.detach().to(torch.float32))

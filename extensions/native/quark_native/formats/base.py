@@ -149,26 +149,28 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        """The element for each value divided by its scale, zero point left out."""
+    def limits(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Smallest and largest representable value under each scale, compact."""
 
     @abstractmethod
-    def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
-        """Codes of what :meth:`_round` returned."""
+    def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Whether each value is rounded to a representable one, not clipped to one."""
+
+    # The arithmetic, split by the layout.
 
     @abstractmethod
-    def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
-        """Undo :meth:`_codes`."""
+    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        """What each value becomes."""
 
     @abstractmethod
-    def _element_limits(self) -> tuple[float, float]:
-        """Smallest and largest element."""
+    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        """The code of what each value becomes."""
 
-    def _within(self, scaled: Tensor, zero_point: Tensor | None) -> Tensor:
-        """Whether each value divided by its scale is not clipped."""
-        low, high = self._element_limits()
-        shift = 0 if zero_point is None else zero_point
-        return (scaled >= low - shift) & (scaled <= high - shift)
+    @abstractmethod
+    def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:
+        """The value of each code; ``codes`` are not split."""
+
+    # What some families change.
 
     def cover(self, low: Tensor, high: Tensor) -> Parameters:
         """Scales (and zero points) with which the range [low, high] is represented.
@@ -257,7 +259,8 @@ class Format(ABC):
         shape = tuple(x.shape)
         if not x.numel():
             scale = torch.ones(self.layout.compact_shape(shape), device=x.device)
-            return Encoded(torch.zeros(shape, dtype=torch.int32), parameters or Parameters(scale))
+            codes = torch.zeros(shape, dtype=torch.int32, device=x.device)
+            return Encoded(codes, parameters or Parameters(scale))
         wide = x.to(self._dtype)
         parameters = parameters or self.measure(wide)
         rounder = self._rounder(shape, x.device, seed)
@@ -271,7 +274,7 @@ class Format(ABC):
         return self.layout.join(values, shape).to(dtype)
 
     def quantize(self, x: Tensor, parameters: Parameters | None = None) -> PackedTensor:
-        """X as bit-packed codes with their scales; ``.dequantize()`` gives its values back.
+        """Bit-packed codes of x with their scales; ``.dequantize()`` gives its values back.
 
         Args:
             x: Floating point, any shape and strides.
@@ -280,23 +283,6 @@ class Format(ABC):
         from quark_native.packed import PackedTensor
 
         return PackedTensor.quantize(self, x, parameters)
-
-    def limits(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Smallest and largest representable value under each scale, compact."""
-        low, high = self._element_limits()
-        zero_point = 0 if parameters.zero_point is None else parameters.zero_point
-        return (low - zero_point) * parameters.scale, (high - zero_point) * parameters.scale
-
-    @property
-    def element_limits(self) -> tuple[float, float]:
-        """Smallest and largest element, in units of the scale."""
-        return self._element_limits()
-
-    def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Whether each value is rounded to an element, not clipped to one."""
-        scale, zero_point = self._spread(parameters, x.ndim)
-        scaled = self.layout.split(x.to(self._dtype)) / scale
-        return self.layout.join(self._within(scaled, zero_point), tuple(x.shape))
 
     def store(self, parameters: Parameters) -> dict[str, Tensor]:
         """Parameters as they are stored, by name; zero points as they are."""
@@ -323,22 +309,6 @@ class Format(ABC):
         scale = power_of_two(stored.to(torch.int32) - EXPONENT_BIAS)
         return torch.where(stored == SCALE_NAN, torch.nan, scale)
 
-    # The formula itself, for tensors that are split; a family of another formula overrides these.
-
-    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
-        scale, zero_point = self._spread(parameters, x.ndim)
-        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
-        return elements.mul_(scale)
-
-    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
-        scale, zero_point = self._spread(parameters, x.ndim)
-        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
-        return self._codes(elements, zero_point)
-
-    def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:
-        scale, zero_point = self._spread(parameters, codes.ndim)
-        return self._elements(self.layout.split(codes), zero_point) * scale
-
     @property
     def _dtype(self) -> torch.dtype:
         """Where the arithmetic takes place."""
@@ -353,6 +323,67 @@ class Format(ABC):
         zero_point = parameters.zero_point
         spread = None if zero_point is None else self.layout.spread(zero_point, ndim)
         return self.layout.spread(parameters.scale, ndim), spread
+
+
+class ElementFormat(Format):
+    """Values are elements times a scale: x' = (element(code) - zero_point) * scale."""
+
+    @abstractmethod
+    def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
+        """Codes of what :meth:`_round` returned."""
+
+    @abstractmethod
+    def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
+        """Undo :meth:`_codes`."""
+
+    @abstractmethod
+    def _element_limits(self) -> tuple[float, float]:
+        """Smallest and largest element."""
+
+    def _within(self, scaled: Tensor, zero_point: Tensor | None) -> Tensor:
+        """Whether each value divided by its scale is not clipped."""
+        low, high = self._element_limits()
+        shift = 0 if zero_point is None else zero_point
+        return (scaled >= low - shift) & (scaled <= high - shift)
+
+    def limits(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Smallest and largest representable value under each scale, compact."""
+        low, high = self._element_limits()
+        zero_point = 0 if parameters.zero_point is None else parameters.zero_point
+        return (low - zero_point) * parameters.scale, (high - zero_point) * parameters.scale
+
+    @property
+    def element_limits(self) -> tuple[float, float]:
+        """Smallest and largest element, in units of the scale."""
+        return self._element_limits()
+
+    def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Whether each value is rounded to an element, not clipped to one."""
+        scale, zero_point = self._spread(parameters, x.ndim)
+        scaled = self.layout.split(x.to(self._dtype)) / scale
+        return self.layout.join(self._within(scaled, zero_point), tuple(x.shape))
+
+    def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:
+        scale, zero_point = self._spread(parameters, codes.ndim)
+        return self._elements(self.layout.split(codes), zero_point) * scale
+
+
+class GridFormat(ElementFormat):
+    """A format that rounds x / scale to its elements."""
+
+    @abstractmethod
+    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
+        """The element for each value divided by its scale, zero point left out."""
+
+    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        scale, zero_point = self._spread(parameters, x.ndim)
+        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
+        return elements.mul_(scale)
+
+    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        scale, zero_point = self._spread(parameters, x.ndim)
+        elements = self._round(rounder.divide(self.layout.split(x), scale), zero_point, rounder)
+        return self._codes(elements, zero_point)
 
 
 def require_floating(name: str, x: Tensor) -> None:

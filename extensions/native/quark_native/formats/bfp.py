@@ -39,7 +39,7 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat
 from quark_core.spec import Rounding
-from quark_native.formats.base import SCALE_NAN, Format, Parameters
+from quark_native.formats.base import SCALE_NAN, GridFormat, Parameters
 from quark_native.formats.bits import (
     EXPONENT_BIAS,
     exponent_of,
@@ -53,7 +53,7 @@ from quark_native.kernels.call import Call
 _LETTERS: dict[str, Rounding] = {"D": "floor", "U": "ceil", "S": "stochastic"}
 
 
-class BlockFloat(Format):
+class BlockFloat(GridFormat):
     """dmx-style block floating point."""
 
     def __init__(
@@ -110,7 +110,7 @@ class BlockFloat(Format):
         return torch.where(stored == SCALE_NAN, torch.nan, step)
 
 
-class AmdBlockFloat(Format):
+class AmdBlockFloat(GridFormat):
     """BFP16: 8-bit integers of 8 elements with one exponent."""
 
     def __init__(

@@ -16,13 +16,11 @@ as 0. NaN stays NaN; an infinity or NaN makes everything NaN that shares its mea
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
 from quark_core.formats import NumberFormat
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import ElementFormat, Format, Parameters
 from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder
 from quark_native.kernels.call import Call
@@ -83,18 +81,15 @@ class _Means(Format):
         """Codes count from zero."""
         return False
 
+
+class _MeanElements(_Means, ElementFormat):
+    """The ones whose values are few elements times the mean."""
+
     def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         return self._codes(self._quantized(x, parameters, rounder), None)
 
-    @abstractmethod
-    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
-        """Values, split."""
 
-    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        raise NotImplementedError("values are compared with a threshold as they are")
-
-
-class Binary(_Means):
+class Binary(_MeanElements):
     """Two values."""
 
     def measure(self, x: Tensor) -> Parameters:
@@ -128,7 +123,7 @@ class Binary(_Means):
         return (0.0 if self.number.name == "binary[zero]" else -1.0), 1.0
 
 
-class Ternary(_Means):
+class Ternary(_MeanElements):
     """Three values; ``outer`` of its parameters is the threshold."""
 
     def measure(self, x: Tensor) -> Parameters:
@@ -199,6 +194,10 @@ class ResidualBinary(_Means):
         total = parameters.scale.sum(0)
         return -total, total
 
+    def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Nothing is clipped: every value is the sum of signs that comes out."""
+        return torch.ones_like(x, dtype=torch.bool)
+
     def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         rest, codes = self.layout.split(x), torch.zeros(1, dtype=torch.int32, device=x.device)
         for level, mean in enumerate(parameters.scale):
@@ -215,12 +214,3 @@ class ResidualBinary(_Means):
                 (self.layout.split(codes) >> level) & 1 > 0, spread, -spread
             )
         return total
-
-    def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
-        raise NotImplementedError("levels have no elements in common")
-
-    def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
-        raise NotImplementedError("levels have no elements in common")
-
-    def _element_limits(self) -> tuple[float, float]:
-        raise NotImplementedError("levels have no elements in common")

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat
 from quark_core.spec import Rounding, ScaleFormat
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import GridFormat, Parameters
 from quark_native.formats.bits import MIN_NORMAL, ceil_to_power_of_two
 from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder
@@ -48,7 +48,7 @@ _FLOAT32_BITS = 24
 _KERNEL_BITS = 22
 
 
-class Integer(Format):
+class Integer(GridFormat):
     """Integers with a scale, and a zero point if asymmetric."""
 
     covers = True
@@ -130,7 +130,7 @@ class Integer(Format):
         return self.lowest, self.highest
 
 
-class FixedPoint(Format):
+class FixedPoint(GridFormat):
     """Fixed-point numbers: one scale, a power of two that the format's name says."""
 
     def __init__(self, number: NumberFormat, rounding: Rounding = "nearest_even") -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from quark_core.formats import NumberFormat
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import ElementFormat, Parameters
 from quark_native.formats.bits import (
     EXPONENT_BIAS,
     MANTISSA_BITS,
@@ -44,7 +44,7 @@ SQRT2_BITS = 0x3504F4
 _MASK = (1 << MANTISSA_BITS) - 1
 
 
-class Logarithmic(Format):
+class Logarithmic(ElementFormat):
     """log and block_log."""
 
     def __init__(self, number: NumberFormat, layout: Layout) -> None:
@@ -104,9 +104,6 @@ class Logarithmic(Format):
     def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         scale, _ = self._spread(parameters, x.ndim)
         return self._codes(self._quantized(x, parameters, rounder) / scale, None)
-
-    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
-        raise NotImplementedError("values of powers of two are rounded as they are")
 
     def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
         steps_down = -exponent_of_power(elements.abs().nan_to_num_(1.0))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat
 from quark_core.spec import Rounding
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import GridFormat, Parameters
 from quark_native.formats.bits import MIN_EXPONENT, exponent_of, exponent_of_power, power_of_two
 from quark_native.formats.layout import Layout
 from quark_native.formats.rounding import Rounder
@@ -30,7 +30,7 @@ from quark_native.formats.rounding import Rounder
 _PAIR = 2
 
 
-class SharedMicroexponent(Format):
+class SharedMicroexponent(GridFormat):
     """Blocks of pairs: an exponent for all, a shift for each pair."""
 
     def __init__(

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat
 from quark_core.spec import Rounding, ScaleFormat
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import GridFormat, Parameters
 from quark_native.formats.bits import (
     EXPONENT_BIAS,
     MANTISSA_BITS,
@@ -238,7 +238,7 @@ def element_of(number: NumberFormat) -> Minifloat:
     return Minifloat(exponent, mantissa, bias, number.signed, specials, variant == "flush")
 
 
-class ScaledFloat(Format):
+class ScaledFloat(GridFormat):
     """Floating-point elements, with a scale that puts the largest value on the largest element.
 
     Without a scale (``unit``) values are rounded to the elements themselves.

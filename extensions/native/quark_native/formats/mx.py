@@ -51,7 +51,7 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat, parse_format
 from quark_core.spec import Rounding, ScaleRule
-from quark_native.formats.base import SCALE_NAN, Format, Parameters
+from quark_native.formats.base import SCALE_NAN, GridFormat, Parameters
 from quark_native.formats.bits import (
     MANTISSA_BITS,
     MIN_SUBNORMAL_EXPONENT,
@@ -108,7 +108,7 @@ class FixedPoint:
         return codes.to(torch.float32) * self.step
 
 
-class SharedExponent(Format):
+class SharedExponent(GridFormat):
     """Elements of a block with a power of two in common, which the block's maximum decides.
 
     Args:

@@ -30,14 +30,14 @@ from torch import Tensor
 
 from quark_core.formats import NumberFormat, parse_format
 from quark_core.spec import Rounding, ScaleFormat
-from quark_native.formats.base import Format, Parameters
+from quark_native.formats.base import GridFormat, Parameters
 from quark_native.formats.layout import Layout
 from quark_native.formats.minifloat import Minifloat, element_call, element_of
 from quark_native.formats.rounding import Rounder
 from quark_native.kernels.call import Call
 
 
-class _FloatScaled(Format):
+class _FloatScaled(GridFormat):
     """Blocks with scales that are elements of a minifloat, times an outer scale."""
 
     scale_element: Minifloat

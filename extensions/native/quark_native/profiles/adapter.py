@@ -82,16 +82,21 @@ class Profiled(Format):
         """Not of another library."""
         self._refuse()
 
-    def _round(self, scaled: Tensor, zero_point: Tensor | None, rounder: Rounder) -> Tensor:
+    def limits(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Not of another library."""
         self._refuse()
 
-    def _codes(self, elements: Tensor, zero_point: Tensor | None) -> Tensor:
+    def inside(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Not of another library."""
         self._refuse()
 
-    def _elements(self, codes: Tensor, zero_point: Tensor | None) -> Tensor:
+    def _quantized(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
         self._refuse()
 
-    def _element_limits(self) -> tuple[float, float]:
+    def _coded(self, x: Tensor, parameters: Parameters, rounder: Rounder) -> Tensor:
+        self._refuse()
+
+    def _decoded(self, codes: Tensor, parameters: Parameters) -> Tensor:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
