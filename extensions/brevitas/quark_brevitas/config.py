@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
-from quark_brevitas.options import ActivationEqualization, Algorithm, MagR
+from quark_brevitas.options import ActivationEqualization, Algorithm, MagR, Rotation
 from quark_core.config import QuantizationConfig
 from quark_core.spec import LayerRule, Role, TensorSpec
 from quark_core.support import Support
@@ -105,6 +105,18 @@ class BrevitasConfig(QuantizationConfig):
     )
     split_inputs: bool = Field(
         default=False, description="Split channels of inputs instead of outputs."
+    )
+    merge_layernorm: bool = Field(
+        default=False,
+        description="Let Linear layers take over weight and bias of the norm before them.",
+    )
+    layernorm_to_rmsnorm: bool = Field(
+        default=False,
+        description="Take means out of the layers before a LayerNorm, so that it need not; needs "
+        "merge_layernorm.",
+    )
+    rotation: Rotation | None = Field(
+        default=None, description="Rotate layers' inputs and weights, which spreads outliers."
     )
     activation_equalization: ActivationEqualization | None = Field(
         default=None, description="SmoothQuant; needs data."
@@ -209,6 +221,7 @@ class BrevitasConfig(QuantizationConfig):
             if self.hqo and (problem := _hqo_refusal(spec, self.round_zero_points)):
                 raise ValueError(f"{place}weight: {problem}")
         self._check_passes(bool(weights))
+        self._check_rotation(bool(weights))
         if not self.round_zero_points and all(spec.symmetric for _, spec in weights):
             raise ValueError("round_zero_points: symmetric weights have none: write asym, or true")
         if self.narrow_range and not any(_narrowable(spec) for _, spec in weights):
@@ -234,6 +247,44 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 "activation_equalization.mode: layerwise puts a factor before each layer, which "
                 "fx cannot see through: write mode: fx"
+            )
+
+    def _check_rotation(self, weights: bool) -> None:
+        """Refuse rotations that their surroundings do not allow."""
+        if self.layernorm_to_rmsnorm and not self.merge_layernorm:
+            raise ValueError(
+                "layernorm_to_rmsnorm: RMSNorm has no bias to keep LayerNorm's in: write "
+                "merge_layernorm: true too"
+            )
+        options = self.rotation
+        if options is None:
+            return
+        if not weights:
+            raise ValueError(
+                "rotation works on weights that are quantized: give weight a spec, such as "
+                "int4/channel"
+            )
+        if options.mode == "layerwise":
+            if options.matrix == "orthogonal":
+                raise ValueError(
+                    "rotation.matrix: Brevitas rotates at run time by Hadamard matrices only: "
+                    "write matrix: hadamard, or mode: fused"
+                )
+            if options.sdpa_regions or options.online:
+                given = "sdpa_regions" if options.sdpa_regions else "online"
+                raise ValueError(
+                    f"rotation.{given}: mode layerwise rotates before every layer as it is: leave "
+                    f"{given} out, or write mode: fused"
+                )
+        elif not self.merge_layernorm:
+            raise ValueError(
+                f"rotation.mode: {options.mode} rotates what norms see, so norms must not weigh "
+                "channels: write merge_layernorm: true too, or mode: layerwise"
+            )
+        if self.backend == "fx" and (options.mode == "layerwise" or options.online):
+            raise ValueError(
+                "rotation: fx cannot see through rotations at run time: write mode: fx without "
+                "online, or backend: layerwise"
             )
 
     def _check_scale_rounding(self) -> None:

@@ -38,6 +38,7 @@ class Prepared:
             layer itself.
         rewritten: Whether layers have been replaced.
         feed: What is done with a batch; None runs it through the model.
+        notes: What the user should hear of it.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Prepared:
     counterparts: dict[str, str | None] = field(default_factory=dict)
     rewritten: bool = False
     feed: Callable[[Batch], None] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""
@@ -76,6 +78,7 @@ class BrevitasModel(QuantizedModel):
         super().__init__(prepared.module, prepared.plan)
         self._counterparts = prepared.counterparts
         self._float_kept = True
+        self.notes += prepared.notes
         self._example = prepared.example.first() if prepared.example is not None else None
 
     def counterpart(self, name: str) -> str | None:
@@ -117,9 +120,10 @@ class BrevitasModel(QuantizedModel):
             for name, tensor in self.module.state_dict().items()
         }
         save_file(state, directory / _STATE)
-        if self._example is not None and not self._example.kwargs:
-            # Exports of the loaded model trace with it again.
+        if self._example is not None:
+            # Loading, and exports of the loaded model, look at the graph with it again.
             tensors = {str(at): leaf for at, leaf in enumerate(self._example.args)}
+            tensors |= self._example.kwargs
             if all(isinstance(leaf, torch.Tensor) for leaf in tensors.values()):
                 save_file(
                     {key: leaf.contiguous() for key, leaf in tensors.items()}, directory / _EXAMPLE
@@ -132,6 +136,17 @@ class BrevitasModel(QuantizedModel):
             "factors": factor_shapes(self.module, self.plan),
         }
         (directory / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def saved_example(directory: Path) -> Batch | None:
+        """The sample :meth:`save` kept, or None."""
+        from safetensors.torch import load_file
+
+        if not (directory / _EXAMPLE).exists():
+            return None
+        saved = load_file(directory / _EXAMPLE)
+        given = {name: tensor for name, tensor in saved.items() if not name.isdecimal()}
+        return Batch(tuple(saved[str(at)] for at in range(len(saved) - len(given))), given)
 
     @staticmethod
     def load_state(
@@ -178,9 +193,7 @@ class BrevitasModel(QuantizedModel):
                 cause=str(error).strip().splitlines()[-1].strip(),
                 fix="Load with the configuration and float model it was saved with",
             ) from error
-        if (directory / _EXAMPLE).exists():
-            saved = load_file(directory / _EXAMPLE)
-            prepared.example = Batch(tuple(saved[str(at)] for at in range(len(saved))))
+        prepared.example = BrevitasModel.saved_example(directory) or prepared.example
         loaded = BrevitasModel(prepared)
         loaded._float_kept = moved != "weights"
         return loaded

@@ -80,6 +80,27 @@ class MagR(FrozenModel):
     steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
 
 
+class Rotation(FrozenModel):
+    """Rotate what layers receive, and their weights to match: outliers spread over channels."""
+
+    mode: Literal["layerwise", "fx", "fused"] = Field(
+        default="fused",
+        description="fused rotates the weights around the residual stream, found on the graph of "
+        "one call; fx does that on a traced graph; layerwise rotates before each layer at run "
+        "time.",
+    )
+    matrix: Literal["hadamard", "orthogonal"] = Field(
+        default="hadamard", description="The rotation; orthogonal ones are random."
+    )
+    sdpa_regions: bool = Field(
+        default=False, description="Rotate values within each attention head too."
+    )
+    online: bool = Field(
+        default=False,
+        description="Rotate the layers left over at run time, as layerwise does.",
+    )
+
+
 def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 

@@ -46,6 +46,19 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
     found = []
     if traced:
         found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
+    if config.merge_layernorm:
+        reason = "norms stop weighing channels, which rotations and LayerNorm's mean ask for"
+        found.append(Stage("merge layernorm", reason))
+    if config.layernorm_to_rmsnorm:
+        reason = "without weight and bias only the mean is left, and the layers before lose theirs"
+        found.append(Stage("layernorm to rmsnorm", reason))
+    if config.rotation is not None:
+        reason = {
+            "layerwise": "before each layer at run time, before scales are taken from weights",
+            "fx": "along the traced graph, before scales are taken; norms are merged by now",
+            "fused": "along the residual stream, before scales are taken; norms are merged by now",
+        }[config.rotation.mode]
+        found.append(Stage("rotation", reason))
     if config.activation_equalization is not None:
         reason = "moves the size of inputs into weights before scales are taken from either"
         found.append(Stage("activation equalization", reason, _equalize(config), before=True))
@@ -75,7 +88,8 @@ def _equalize(config: BrevitasConfig) -> Run:
         options = config.activation_equalization
         assert options is not None
         layerwise = options.mode == "layerwise"
-        kept = {entry.name for entry in prepared.plan.quantized}
+        plan = prepared.plan
+        kept = {preparation.path_of(prepared.module, entry.name) for entry in plan.quantized}
         others = [
             name for name, _ in prepared.module.named_modules() if name not in kept and name != ""
         ]

@@ -40,18 +40,16 @@ def quiet() -> Iterator[None]:
 
 def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
     """What in the configuration needs a traced graph, or an empty string."""
-    if config.backend == "fx":
-        return "backend: fx"
-    if config.equalize_iterations:
-        return f"equalize_iterations: {config.equalize_iterations}"
-    if config.channel_splitting:
-        return f"channel_splitting: {config.channel_splitting:g}"
-    equalization = config.activation_equalization
-    if equalization is not None and equalization.mode == "fx":
-        return "activation_equalization.mode: fx"
-    if config.merge_bn and has_batch_norm(model):
-        return "merge_bn: true"
-    return ""
+    equalization, rotation = config.activation_equalization, config.rotation
+    reasons = {
+        "backend: fx": config.backend == "fx",
+        f"equalize_iterations: {config.equalize_iterations}": bool(config.equalize_iterations),
+        f"channel_splitting: {config.channel_splitting:g}": bool(config.channel_splitting),
+        "rotation.mode: fx": rotation is not None and rotation.mode == "fx",
+        "activation_equalization.mode: fx": equalization is not None and equalization.mode == "fx",
+        "merge_bn: true": config.merge_bn and has_batch_norm(model),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -127,7 +125,8 @@ def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.M
     skipped = [
         name
         for name, module in model.named_modules()
-        if type(module) in OPS and not (_planned(name) in plan and plan[_planned(name)].quantized)
+        if type(module) in OPS
+        and not (_planned(name, plan) in plan and plan[_planned(name, plan)].quantized)
     ]
     with quiet():
         rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=skipped)
@@ -175,7 +174,7 @@ def _layer_map(
 
     def weight(name: str) -> Any:
         return weight_quantizer(
-            plan[_planned(name)].weight,
+            plan[_planned(name, plan)].weight,
             hqo=config.hqo,
             narrow_range=config.narrow_range,
             scale_rounding=config.scale_rounding,
@@ -183,14 +182,14 @@ def _layer_map(
         )
 
     def inputs(name: str) -> Any:
-        entry = plan[_planned(name)]
+        entry = plan[_planned(name, plan)]
         return input_quantizer(entry.input, entry.op, scale_rounding=config.scale_rounding)
 
     # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
     # each gets specs of its own.
     settings: dict[str, Any] = {
         "weight_quant": lambda _layer, name: weight(name),
-        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name)].bias),
+        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name, plan)].bias),
         "return_quant_tensor": False,
     }
     if with_inputs:
@@ -205,22 +204,34 @@ def _layer_map(
 
 
 def inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where activation equalization put a factor before it."""
-    from brevitas.nn.equalized_layer import EqualizedModule
+    """The layer itself, where a factor or a rotation was put before it."""
+    from brevitas.nn.equalized_layer import EqualizedModule, RotatedModule
 
-    return module.layer if isinstance(module, EqualizedModule) else module
+    while isinstance(module, EqualizedModule | RotatedModule):
+        module = module.layer
+    return module
+
+
+def path_of(model: nn.Module, name: str) -> str:
+    """The dotted path of the layer the plan knows by a name, behind what was put before it."""
+    module, layer = model.get_submodule(name), inner(model.get_submodule(name))
+    while module is not layer:
+        name, module = f"{name}.{_WRAPPED}", module.get_submodule(_WRAPPED)
+    return name
 
 
 def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
     """The shapes in which factors of activation equalization meet inputs, by layer."""
     from brevitas.nn.equalized_layer import EqualizedModule
 
-    modules = {entry.name: model.get_submodule(entry.name) for entry in plan.quantized}
-    return {
-        name: list(module.scale.runtime_shape)
-        for name, module in modules.items()
-        if isinstance(module, EqualizedModule)
-    }
+    found = {}
+    for entry in plan.quantized:
+        # A factor comes after a rotation, so it is the one directly before the layer.
+        path = path_of(model, entry.name)
+        factor = model.get_submodule(path.removesuffix(f".{_WRAPPED}"))
+        if path != entry.name and isinstance(factor, EqualizedModule):
+            found[entry.name] = list(factor.scale.runtime_shape)
+    return found
 
 
 def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
@@ -230,7 +241,8 @@ def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
 
     for name, shape in shapes.items():
         factor = ScaleBias(prod(shape), bias=False, runtime_shape=tuple(shape))
-        model.set_submodule(name, EqualizedModule(factor, model.get_submodule(name)))
+        path = path_of(model, name)
+        model.set_submodule(path, EqualizedModule(factor, model.get_submodule(path)))
 
 
 def keep_float_weights(layers: Mapping[str, Any]) -> None:
@@ -241,9 +253,12 @@ def keep_float_weights(layers: Mapping[str, Any]) -> None:
             layer.register_buffer("weight_orig", original, persistent=False)
 
 
-def _planned(path: str) -> str:
+def _planned(path: str, plan: Plan) -> str:
     """The plan's name of a layer that may have been wrapped since."""
-    return path.removesuffix(f".{_WRAPPED}")
+    name = path
+    while name not in plan and name.endswith(f".{_WRAPPED}"):
+        name = name.removesuffix(f".{_WRAPPED}")
+    return name if name in plan else path
 
 
 def require_layers(model: nn.Module, plan: Plan) -> None:

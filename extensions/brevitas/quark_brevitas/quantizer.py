@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import limits, preparation
+from quark_brevitas import limits, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
@@ -48,10 +48,13 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in found
         )
         limits.require(model, entries, self.config)
+        on_graph = rotation.works_on_graph(self.config) and not traced
+        if on_graph and example is not None:
+            rotation.require_regions(model, self.config, example.beside(model))
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
-            needs_calibration=any(stage.run is not None for stage in found_stages),
+            needs_calibration=on_graph or any(stage.run is not None for stage in found_stages),
             steps=tuple(Step(stage.name, stage.reason) for stage in found_stages),
             unmatched=selection.unmatched,
             warnings=(*warnings, *limits.warnings(entries, self.config)),
@@ -67,7 +70,13 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 counterparts = preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
-        prepared = Prepared(model.eval(), plan, beside, counterparts)
+        model.eval()
+        notes: list[str] = []
+        if self.config.rotation is not None or rotation.works_on_graph(self.config):
+            quantized = [entry.name for entry in plan.quantized]
+            notes = rotation.transform(model, self.config, beside, quantized)
+            counterparts = {entry.name: None for entry in plan.entries}
+        prepared = Prepared(model, plan, beside, counterparts, notes=notes)
         if not any(stage.before for stage in self._stages(plan)):
             self._rewrite(prepared)
         return prepared
@@ -100,6 +109,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         Raises:
             QuantizationError: The files do not fit the model or the configuration.
         """
+        if example is None:
+            example = BrevitasModel.saved_example(directory)
         changed = self.config.activation_equalization is not None or self.config.magr is not None
         moved = "codes" if self.config.algorithm is not None else ""
         return BrevitasModel.load_state(
@@ -160,7 +171,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 f"{wanted} needs a model that can be traced",
                 where="quantizer",
                 cause=problem,
-                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0 and "
-                "activation_equalization.mode: layerwise",
+                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0, "
+                "activation_equalization.mode: layerwise and rotation.mode: fused",
             )
         return "", (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
