@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
-from quark_brevitas.options import ActivationEqualization, Algorithm, MagR, Rotation
+from quark_brevitas.options import ActivationEqualization, Algorithm, Attention, MagR, Rotation
 from quark_core.config import QuantizationConfig
 from quark_core.spec import LayerRule, Role, TensorSpec
-from quark_core.support import Support
+from quark_core.support import Support, misfit
 
+_OTHER_BACKENDS = {
+    "eager": "Brevitas 0.13 has no such backend, as its quantize needs a traced graph; write "
+    "layerwise, which takes a model as it is, or fx",
+    "flexml": "it is fx with power-of-two scales, int16 biases and poolings of one processor; write "
+    "fx, and power_of_two after the formats",
+}
 _SHARED = ("tensor", "channel", "group")
 _RUNTIME = ("tensor", "token", "channel", "group")
 _SCALES: tuple[Literal["float32", "power_of_two"], ...] = ("float32", "power_of_two")
@@ -106,6 +112,10 @@ class BrevitasConfig(QuantizationConfig):
     split_inputs: bool = Field(
         default=False, description="Split channels of inputs instead of outputs."
     )
+    attention: Attention | None = Field(
+        default=None,
+        description="Quantize within scaled dot-product attention; needs data to find its calls.",
+    )
     merge_layernorm: bool = Field(
         default=False,
         description="Let Linear layers take over weight and bias of the norm before them.",
@@ -157,6 +167,14 @@ class BrevitasConfig(QuantizationConfig):
         if granularity.kind == "group" and granularity.size == 1:
             return "a group of one element needs a scale for each: write a larger group"
         return None
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _known_backend(cls, value: Any) -> Any:
+        """Tell what stands for names that Brevitas's documents know."""
+        if value in _OTHER_BACKENDS:
+            raise ValueError(f"{value!r} is not accepted: {_OTHER_BACKENDS[value]}")
+        return value
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -222,6 +240,7 @@ class BrevitasConfig(QuantizationConfig):
                 raise ValueError(f"{place}weight: {problem}")
         self._check_passes(bool(weights))
         self._check_rotation(bool(weights))
+        self._check_attention()
         if not self.round_zero_points and all(spec.symmetric for _, spec in weights):
             raise ValueError("round_zero_points: symmetric weights have none: write asym, or true")
         if self.narrow_range and not any(_narrowable(spec) for _, spec in weights):
@@ -248,6 +267,40 @@ class BrevitasConfig(QuantizationConfig):
                 "activation_equalization.mode: layerwise puts a factor before each layer, which "
                 "fx cannot see through: write mode: fx"
             )
+
+    def _check_attention(self) -> None:
+        """Refuse attention specs that Brevitas's attention has no quantizers for."""
+        options = self.attention
+        if options is None:
+            return
+        try:
+            spec = options.spec.resolve("input")
+        except ValueError as error:
+            raise ValueError(f"attention.spec: {error}") from None
+        found = misfit(spec, "input", self.supports, self.name)
+        problem = found[1] if found is not None else self.refuses(spec, "input")
+        if problem is not None:
+            raise ValueError(f"attention.spec: {problem}")
+        if spec.granularity is None or spec.granularity.kind != "tensor":
+            raise ValueError(
+                f"attention.spec: keys are transposed within attention, where {spec.granularity} "
+                f"scales have no place: write {spec.format}/tensor"
+            )
+        if spec.number_format.family == "integer" and not spec.number_format.signed:
+            raise ValueError(
+                "attention.spec: queries and keys are negative too: write "
+                f"{spec.format.removeprefix('u')}, and softmax is unsigned all the same"
+            )
+        if self.backend == "fx":
+            raise ValueError(
+                "attention: fx hands quantized tensors to attention, which Brevitas's cannot "
+                "scale: write backend: layerwise"
+            )
+
+    @property
+    def attention_spec(self) -> TensorSpec | None:
+        """The resolved spec of attention's tensors."""
+        return None if self.attention is None else self.attention.spec.resolve("input")
 
     def _check_rotation(self, weights: bool) -> None:
         """Refuse rotations that their surroundings do not allow."""

@@ -36,6 +36,13 @@ class GraphView:
         return getattr(self.viewed_model, name)
 
 
+def is_traced(model: nn.Module) -> bool:
+    """Whether a model is a traced graph, of torch's class or Brevitas's own."""
+    from brevitas.fx import GraphModule
+
+    return isinstance(model, fx.GraphModule | GraphModule)
+
+
 @contextmanager
 def plain_norms(model: nn.Module) -> Iterator[None]:
     """For a while, norms of a library's own class are torch's RMSNorm with the same weight.

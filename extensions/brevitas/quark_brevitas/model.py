@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quark_brevitas import attention
 from quark_brevitas.encodings import read
 from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
 from quark_core.batch import Batch
@@ -64,7 +65,8 @@ class Prepared:
     def initialize(self) -> None:
         """Let every weight quantizer take its scales, as Brevitas's algorithms expect."""
         for entry in self.plan.quantized:
-            self.layer(entry.name).quant_weight()
+            if entry.weight is not None:
+                self.layer(entry.name).quant_weight()
 
 
 class BrevitasModel(QuantizedModel):
@@ -230,7 +232,9 @@ class BrevitasModel(QuantizedModel):
                 fix="Quantize anew instead of loading",
             )
         module = inner(self.module.get_submodule(layer))
-        for name in _PROXIES:
-            proxy = getattr(module, name, None)
+        proxies = [getattr(module, name, None) for name in _PROXIES]
+        if self.plan[layer].op == attention.OP:
+            proxies = [proxy for _, proxy in attention.quantizers(module)]
+        for proxy in proxies:
             if proxy is not None:
                 proxy.disable_quant = not enabled

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from quark_core.spec import FrozenModel
+from quark_core.spec import FrozenModel, TensorSpec
 
 Engine = Literal["fast", "brevitas"]
 _ENGINE = (
@@ -98,6 +98,24 @@ class Rotation(FrozenModel):
     online: bool = Field(
         default=False,
         description="Rotate the layers left over at run time, as layerwise does.",
+    )
+
+
+class Attention(FrozenModel):
+    """Quantize what scaled dot-product attention multiplies."""
+
+    spec: TensorSpec = Field(
+        default_factory=lambda: TensorSpec.model_validate("int8/sym"),
+        description="Of queries, keys, values and softmax: a spec as for inputs, one scale a "
+        "tensor.",
+    )
+    tensors: Literal["qkvs", "qkv", "kv"] = Field(
+        default="qkvs", description="q queries, k keys, v values, s the softmax's output."
+    )
+    mode: Literal["functional", "fx"] = Field(
+        default="functional",
+        description="functional leads each block's calls to a module; fx makes a module of each "
+        "call in a traced graph.",
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quark_brevitas import preparation
+from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
 from quark_brevitas.model import Prepared
@@ -46,6 +47,9 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
     found = []
     if traced:
         found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
+    if any(entry.op == OP for entry in entries):
+        reason = "calls of attention become modules, in which quantizers find a place"
+        found.append(Stage("attention", reason))
     if config.merge_layernorm:
         reason = "norms stop weighing channels, which rotations and LayerNorm's mean ask for"
         found.append(Stage("merge layernorm", reason))
@@ -125,7 +129,7 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
         # Dynamic inputs have nothing to observe, and groups that do not fill their axis come out
         # of an observer with the padding still on.
         for entry in prepared.plan.quantized:
-            if entry.input is not None and not is_static(entry.input):
+            if entry.input is not None and entry.op != OP and not is_static(entry.input):
                 prepared.layer(entry.name).input_quant.disable_quant = True
         yield "calibrate"
 

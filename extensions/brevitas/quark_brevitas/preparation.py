@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quark_brevitas import attention
 from quark_brevitas.config import BrevitasConfig
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
@@ -47,6 +48,7 @@ def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
         f"channel_splitting: {config.channel_splitting:g}": bool(config.channel_splitting),
         "rotation.mode: fx": rotation is not None and rotation.mode == "fx",
         "activation_equalization.mode: fx": equalization is not None and equalization.mode == "fx",
+        "attention.mode: fx": config.attention is not None and config.attention.mode == "fx",
         "merge_bn: true": config.merge_bn and has_batch_norm(model),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
@@ -122,6 +124,11 @@ def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.M
     from brevitas.graph.quantize import layerwise_quantize
 
     layers = _layer_map(plan, config, with_inputs=True)
+    if config.attention is not None and config.attention_spec is not None:
+        import brevitas.nn as qnn
+
+        given = attention.settings(config.attention, config.attention_spec)
+        layers[qnn.ScaledDotProductAttention] = (qnn.QuantScaledDotProductAttention, given)
     skipped = [
         name
         for name, module in model.named_modules()
@@ -269,7 +276,8 @@ def require_layers(model: nn.Module, plan: Plan) -> None:
     """
     for entry in plan.quantized:
         layer = inner(model.get_submodule(entry.name))
-        if not hasattr(layer, "weight_quant"):
+        wanted = "v_quant" if entry.op == attention.OP else "weight_quant"
+        if not hasattr(layer, wanted):
             raise QuantizationError(
                 f"Brevitas left the layer as {type(layer).__name__}",
                 where=f"layer {entry.name!r}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import limits, preparation, rotation
+from quark_brevitas import attention, limits, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
@@ -37,8 +37,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in module_targets(model, preparation.OPS)
             if type(module) in preparation.OPS
         ]
-        selection = select([target for target, _ in found], self.config)
         traced, warnings = self._traced(model)
+        sites = self._sites(model, example, traced)
+        selection = select([*(target for target, _ in found), *sites], self.config)
         folded = model
         if traced and self._wants_bias():
             # Folding BatchNorm gives biases to layers that have none yet.
@@ -47,6 +48,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             self._entry(target, module, selection.decisions[target.name], folded)
             for target, module in found
         )
+        entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
         limits.require(model, entries, self.config)
         on_graph = rotation.works_on_graph(self.config) and not traced
         if on_graph and example is not None:
@@ -54,7 +56,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
-            needs_calibration=on_graph or any(stage.run is not None for stage in found_stages),
+            needs_calibration=on_graph
+            or self.config.attention is not None
+            or any(stage.run is not None for stage in found_stages),
             steps=tuple(Step(stage.name, stage.reason) for stage in found_stages),
             unmatched=selection.unmatched,
             warnings=(*warnings, *limits.warnings(entries, self.config)),
@@ -71,6 +75,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
         model.eval()
+        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
+        if sites:
+            model = attention.put_sites(model, sites)
+            counterparts |= dict.fromkeys(sites)
         notes: list[str] = []
         if self.config.rotation is not None or rotation.works_on_graph(self.config):
             quantized = [entry.name for entry in plan.quantized]
@@ -154,6 +162,27 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             rule=decision.why,
             reason=reason,
         )
+
+    def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
+        """Where attention is called, if the configuration asks for it."""
+        if self.config.attention is None:
+            return []
+        beside = example.beside(model) if example is not None else None
+        if traced:
+            model = preparation.preprocess(copy.deepcopy(model), self.config)
+        names = attention.sites(model, beside)
+        if not names and (traced or beside is not None):
+            raise QuantizationError(
+                "the model never calls scaled_dot_product_attention",
+                where="attention",
+                fix="Leave attention out, or load the model with attn_implementation='sdpa'",
+            )
+        types = ("ScaledDotProductAttention",)
+        return [Target(name, types, attention.OP) for name in names]
+
+    def _site(self, target: Target, decision: Decision) -> PlanEntry:
+        spec = None if decision.skip else self.config.attention_spec
+        return PlanEntry(target.name, target.types[0], target.op, input=spec, rule=decision.why)
 
     def _wants_bias(self) -> bool:
         return self.config.bias is not None or any(rule.bias for rule in self.config.rules)

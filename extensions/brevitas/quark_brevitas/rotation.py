@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quark_brevitas.config import BrevitasConfig
-from quark_brevitas.graphs import GraphView, plain_norms, record
+from quark_brevitas.graphs import GraphView, is_traced, plain_norms, record
 from quark_brevitas.options import Rotation
 from quark_core.batch import Batch, main_output
 from quark_core.errors import QuantizationError
@@ -66,7 +66,7 @@ def transform(
 
 def view_of(model: nn.Module, example: Batch | None) -> Any:
     """The model's graph: its own where it is traced, or one recorded from the example."""
-    if isinstance(model, torch.fx.GraphModule):
+    if is_traced(model):
         return model
     if example is None:
         raise QuantizationError(
