@@ -16,8 +16,8 @@ from quark_core.support import Support, misfit
 _OTHER_BACKENDS = {
     "eager": "Brevitas 0.13 has no such backend, as its quantize needs a traced graph; write "
     "layerwise, which takes a model as it is, or fx",
-    "flexml": "it is fx with power-of-two scales, int16 biases and poolings of one processor; write "
-    "fx, and power_of_two after the formats",
+    "flexml": "it is fx with power-of-two scales, int16 biases and poolings of one processor; "
+    "write fx, and power_of_two after the formats",
 }
 _SHARED = ("tensor", "channel", "group")
 _RUNTIME = ("tensor", "token", "channel", "group")

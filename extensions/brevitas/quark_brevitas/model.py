@@ -78,10 +78,36 @@ class BrevitasModel(QuantizedModel):
 
     def __init__(self, prepared: Prepared) -> None:
         super().__init__(prepared.module, prepared.plan)
+        self._prepared = prepared
         self._counterparts = prepared.counterparts
         self._float_kept = True
+        self._trained = False
         self.notes += prepared.notes
         self._example = prepared.example.first() if prepared.example is not None else None
+
+    def trained(self) -> BrevitasModel:
+        """The model after its module was trained, in eval mode.
+
+        Raises:
+            QuantizationError: A weight or a scale is not finite.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise QuantizationError(
+                    "training has left values that are not finite",
+                    where=f"tensor {name!r}",
+                    fix="Train with a smaller learning rate, or clip gradients",
+                )
+        for layer in self._prepared.rounded().values():
+            # The float weights from before are not this model's any more.
+            if hasattr(layer, "weight_orig"):
+                del layer.weight_orig
+        self._prepared.module = self.module.eval()
+        after = BrevitasModel(self._prepared)
+        after.float_tensors, after.example = self.float_tensors, self.example
+        after.notes = [*self.notes, "trained after quantization"]
+        after._trained = True
+        return after
 
     def counterpart(self, name: str) -> str | None:
         """A folded BatchNorm where there is one; None after equalization."""
@@ -136,6 +162,7 @@ class BrevitasModel(QuantizedModel):
             "torch": torch.__version__,
             "plan": self.plan.to_dict()["layers"],
             "factors": factor_shapes(self.module, self.plan),
+            "trained": self._trained,
         }
         (directory / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -180,6 +207,8 @@ class BrevitasModel(QuantizedModel):
             if not prepared.rewritten:
                 put_factors(prepared.module, about["factors"])
                 rewrite(prepared)
+            if about.get("trained"):
+                moved = "weights"
             if moved == "codes":
                 keep_float_weights(prepared.rounded())
             # Bias correction gives a bias to layers that had none.
@@ -226,8 +255,8 @@ class BrevitasModel(QuantizedModel):
             )
         if not self._float_kept:
             raise QuantizationError(
-                "a saved model does not keep the float weights that activation equalization or "
-                "magr changed",
+                "a saved model does not keep the float weights that training, activation "
+                "equalization or magr changed",
                 where=f"layer {layer!r}",
                 fix="Quantize anew instead of loading",
             )

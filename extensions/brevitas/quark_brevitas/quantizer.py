@@ -105,8 +105,18 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             if stage.run is not None:
                 yield from stage.run(prepared)
 
-    def convert(self, prepared: Prepared) -> BrevitasModel:
-        """Hand the calibrated model out."""
+    def convert(self, prepared: Prepared | BrevitasModel) -> BrevitasModel:
+        """Hand the calibrated model out, or one that has been trained since.
+
+        The module of a quantized model is trained like any other: quantizers pass gradients, and
+        scales learn beside weights. Converting it afterwards puts it into eval mode and reads its
+        numbers anew.
+
+        Raises:
+            QuantizationError: Training has left a weight or a scale that is not finite.
+        """
+        if isinstance(prepared, BrevitasModel):
+            return prepared.trained()
         return BrevitasModel(prepared)
 
     def load(
