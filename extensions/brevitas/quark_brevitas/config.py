@@ -73,6 +73,14 @@ class BrevitasConfig(QuantizationConfig):
     backend: Literal["layerwise", "fx"] = Field(
         default="layerwise", description="How Brevitas rewrites the model: layerwise or fx."
     )
+    unsigned_relu: bool = Field(
+        default=True,
+        description="With fx, symmetric integers after a ReLU or Sigmoid are unsigned.",
+    )
+    unscaled_inputs: bool = Field(
+        default=False,
+        description="Round minifloat inputs as they are, with no scale and no calibration.",
+    )
     narrow_range: bool = Field(
         default=False, description="Leave the smallest code of symmetric integer weights unused."
     )
@@ -101,6 +109,14 @@ class BrevitasConfig(QuantizationConfig):
     )
     equalize_merge_bias: bool = Field(
         default=True, description="Let biases count when weights are equalized."
+    )
+    equalize_scale: Literal["maxabs", "range"] = Field(
+        default="maxabs", description="What is equalized: largest magnitudes or ranges."
+    )
+    equalize_bias_shrinkage: float | None = Field(
+        default=None,
+        gt=0,
+        description="Biases count divided by this; null chooses from their sizes.",
     )
     channel_splitting: float = Field(
         default=0.0,
@@ -241,6 +257,7 @@ class BrevitasConfig(QuantizationConfig):
         self._check_passes(bool(weights))
         self._check_rotation(bool(weights))
         self._check_attention()
+        self._check_inputs()
         if not self.round_zero_points and all(spec.symmetric for _, spec in weights):
             raise ValueError("round_zero_points: symmetric weights have none: write asym, or true")
         if self.narrow_range and not any(_narrowable(spec) for _, spec in weights):
@@ -260,6 +277,18 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 "calibrate_bn: BatchNorm is folded away by then: write merge_bn: false too"
             )
+        if not self.equalize_iterations:
+            given = [
+                name
+                for name in ("equalize_scale", "equalize_bias_shrinkage")
+                if name in self.model_fields_set
+            ]
+            if given:
+                raise ValueError(f"{given[0]}: nothing is equalized: give equalize_iterations")
+        if self.equalize_bias_shrinkage is not None and not self.equalize_merge_bias:
+            raise ValueError(
+                "equalize_bias_shrinkage: biases do not count: write equalize_merge_bias: true"
+            )
         if self.split_inputs and not self.channel_splitting:
             raise ValueError("split_inputs: nothing is split: give channel_splitting, such as 0.1")
         if self.backend == "fx" and equalization is not None and equalization.mode == "layerwise":
@@ -267,6 +296,36 @@ class BrevitasConfig(QuantizationConfig):
                 "activation_equalization.mode: layerwise puts a factor before each layer, which "
                 "fx cannot see through: write mode: fx"
             )
+
+    def _check_inputs(self) -> None:
+        """Refuse options on inputs that have no inputs to act on."""
+        integer = self.input is not None and self.input.number_format.family == "integer"
+        if not self.unsigned_relu and not (
+            self.backend == "fx" and integer and self.input is not None and self.input.symmetric
+        ):
+            raise ValueError(
+                "unsigned_relu: false concerns symmetric integer inputs of fx: leave it out, as "
+                "layerwise takes int8 and uint8 as they are written"
+            )
+        if not self.unscaled_inputs:
+            return
+        specs = [
+            (place, spec)
+            for place, holder in self._places()
+            if (spec := getattr(holder, "input", None)) is not None
+        ]
+        for place, spec in specs:
+            if spec.number_format.family != "float" or spec.dynamic or spec.scale != "float32":
+                raise ValueError(
+                    f"{place}input: unscaled_inputs rounds static minifloats, not {spec}: write "
+                    "fp8_e4m3, or unscaled_inputs: false"
+                )
+            if spec.observer is not None and spec.observer.name != "minmax":
+                raise ValueError(
+                    f"{place}input: unscaled_inputs looks at no values: leave {spec.observer} out"
+                )
+        if not specs:
+            raise ValueError("unscaled_inputs: no input is quantized: give input, such as fp8_e4m3")
 
     def _check_attention(self) -> None:
         """Refuse attention specs that Brevitas's attention has no quantizers for."""
@@ -329,7 +388,21 @@ class BrevitasConfig(QuantizationConfig):
                     f"rotation.{given}: mode layerwise rotates before every layer as it is: leave "
                     f"{given} out, or write mode: fused"
                 )
-        elif not self.merge_layernorm:
+        if options.mode == "layerwise" and options.permute:
+            raise ValueError(
+                "rotation.permute: layerwise has no layers before to permute: write mode: fused"
+            )
+        if options.permute and options.block_size is None:
+            raise ValueError(
+                "rotation.permute: an order matters to rotations in blocks only: give "
+                "block_size, such as 32"
+            )
+        if options.block_size is not None and options.matrix == "orthogonal":
+            raise ValueError(
+                "rotation.block_size: Brevitas rotates blocks by Hadamard matrices only: write "
+                "matrix: hadamard"
+            )
+        if options.mode != "layerwise" and not self.merge_layernorm:
             raise ValueError(
                 f"rotation.mode: {options.mode} rotates what norms see, so norms must not weigh "
                 "channels: write merge_layernorm: true too, or mode: layerwise"

@@ -99,6 +99,15 @@ class Rotation(FrozenModel):
         default=False,
         description="Rotate the layers left over at run time, as layerwise does.",
     )
+    block_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="Rotate so many channels at a time, where they divide a width; null is all.",
+    )
+    permute: Literal["massdiff", "zigzag", "absmax", "random"] | None = Field(
+        default=None,
+        description="Order channels first, so that blocks share outliers evenly; needs block_size.",
+    )
 
 
 class Attention(FrozenModel):

@@ -70,7 +70,8 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         reason = "shrinks large weights before their scales are taken"
         found.append(Stage("magr", reason, _magr(config), before=True))
     found.append(Stage(f"{config.backend} rewriting", "float layers become Brevitas's"))
-    if any(is_static(entry.input) for entry in entries):
+    static = [entry for entry in entries if is_static(entry.input)]
+    if any(entry.op == OP or not config.unscaled_inputs for entry in static):
         reason = "input ranges, with quantization switched off"
         found.append(Stage("calibrate", reason, _calibrate))
     if config.algorithm is not None:

@@ -98,6 +98,8 @@ def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:
             model,
             equalize_iters=config.equalize_iterations,
             equalize_merge_bias=config.equalize_merge_bias,
+            equalize_bias_shrinkage=config.equalize_bias_shrinkage or "vaiq",
+            equalize_scale_computation=config.equalize_scale,
             merge_bn=config.merge_bn,
             channel_splitting_ratio=config.channel_splitting,
             channel_splitting_split_input=config.split_inputs,
@@ -147,12 +149,18 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
 
     from quark_brevitas.quantizers import input_quantizer
 
-    quantizer = input_quantizer(config.input, scale_rounding=config.scale_rounding)
+    quantizer = input_quantizer(
+        config.input, scale_rounding=config.scale_rounding, unscaled=config.unscaled_inputs
+    )
     settings = {"act_quant": quantizer, "return_quant_tensor": True}
     # After a ReLU, a symmetric grid need not spend codes on negative values.
     positive = config.input is not None and config.input.number_format.family == "integer"
     symmetric = config.input is not None and config.input.symmetric
-    unsigned = {**settings, "signed": False} if symmetric and positive else settings
+    unsigned = (
+        {**settings, "signed": False}
+        if symmetric and positive and config.unsigned_relu
+        else settings
+    )
     activations = {
         nn.ReLU: (qnn.QuantReLU, unsigned),
         nn.ReLU6: (qnn.QuantReLU, unsigned),
@@ -190,7 +198,12 @@ def _layer_map(
 
     def inputs(name: str) -> Any:
         entry = plan[_planned(name, plan)]
-        return input_quantizer(entry.input, entry.op, scale_rounding=config.scale_rounding)
+        return input_quantizer(
+            entry.input,
+            entry.op,
+            scale_rounding=config.scale_rounding,
+            unscaled=config.unscaled_inputs,
+        )
 
     # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
     # each gets specs of its own.

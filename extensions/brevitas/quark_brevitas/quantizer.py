@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -13,11 +14,11 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
 from quark_core.batch import Batch
-from quark_core.errors import QuantizationError
+from quark_core.errors import DataError, QuantizationError
 from quark_core.plan import Plan, PlanEntry, Step
 from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import Decision, Target, select
-from quark_core.targets import module_targets
+from quark_core.targets import io_roles, module_targets
 
 
 class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
@@ -39,7 +40,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         ]
         traced, warnings = self._traced(model)
         sites = self._sites(model, example, traced)
-        selection = select([*(target for target, _ in found), *sites], self.config)
+        selection = select([*self._placed(found, model, example), *sites], self.config)
         folded = model
         if traced and self._wants_bias():
             # Folding BatchNorm gives biases to layers that have none yet.
@@ -172,6 +173,22 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             rule=decision.why,
             reason=reason,
         )
+
+    def _placed(
+        self, found: list[tuple[Target, nn.Module]], model: nn.Module, example: Batch | None
+    ) -> list[Target]:
+        """Targets that know whether they are first or last, if a rule asks."""
+        targets = [target for target, _ in found]
+        if not any(rule.io for rule in self.config.rules):
+            return targets
+        if example is None:
+            raise DataError(
+                "a rule with io runs one batch to find the first and last layers",
+                where="quantizer.rules",
+                fix="Give data.calibration, or select those layers by name",
+            )
+        roles = io_roles(model, [target.name for target in targets], example)
+        return [replace(target, io=roles[target.name]) for target in targets]
 
     def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
         """Where attention is called, if the configuration asks for it."""

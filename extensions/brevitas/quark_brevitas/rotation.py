@@ -58,9 +58,9 @@ def transform(
                 to_rms_norms(model, view)
                 view = view_of(model, example)
             if config.rotation is not None and config.rotation.mode != "layerwise":
-                _rotate_graph(view, config.rotation, set(quantized))
+                _rotate_graph(view, config.rotation, set(quantized), example)
     if config.rotation is not None and config.rotation.mode == "layerwise":
-        _rotate_layers(model, set(quantized))
+        _rotate_layers(model, config.rotation, set(quantized))
     return _compared(before, _output(model, example))
 
 
@@ -206,6 +206,25 @@ class _Rotations:
         _, rewriters = self._equalization.apply(view)
         return list(rewriters)
 
+    def permuted(
+        self, view: Any, model: nn.Module, options: Rotation, example: Batch | None
+    ) -> list[Any]:
+        """The same, with channels put in order by the values of one sample before."""
+        from brevitas.graph.permute import rotate_permute_mode
+
+        if example is None:
+            raise QuantizationError(
+                "channels are ordered by values, and there are none",
+                where="rotation.permute",
+                fix="Give calibration data",
+            )
+        mode = rotate_permute_mode(
+            view, self._equalization, block_size=options.block_size, permute_fn=options.permute
+        )
+        with torch.no_grad(), mode:
+            example.first().run(model)
+        return list(mode.rewriters)
+
 
 def _equalization(options: Rotation, blacklist: set[str]) -> _Rotations:
     from brevitas.graph.equalize import GraphRotationEqualization
@@ -218,14 +237,19 @@ def _equalization(options: Rotation, blacklist: set[str]) -> _Rotations:
             full_rotation_method=_METHODS[options.matrix],
             return_rewriters=True,
             delay_rewriters=True,
+            rotation_block_size=options.block_size,
         )
     )
 
 
-def _rotate_graph(view: Any, options: Rotation, quantized: set[str]) -> None:
+def _rotate_graph(view: Any, options: Rotation, quantized: set[str], example: Batch | None) -> None:
     model = view.viewed_model if isinstance(view, GraphView) else view
     others = {name for name, _ in model.named_modules() if name not in quantized}
-    rewriters = _equalization(options, others).found(view)
+    rotations = _equalization(options, others)
+    if options.permute is None:
+        rewriters = rotations.found(view)
+    else:
+        rewriters = rotations.permuted(view, model, options, example)
     if not rewriters:
         raise QuantizationError(
             "no Linear layers are joined in a way that a rotation can pass",
@@ -237,11 +261,13 @@ def _rotate_graph(view: Any, options: Rotation, quantized: set[str]) -> None:
     _freeze(model)
 
 
-def _rotate_layers(model: nn.Module, quantized: set[str]) -> None:
+def _rotate_layers(model: nn.Module, options: Rotation, quantized: set[str]) -> None:
     from brevitas.graph.equalize import LayerwiseActivationRotation
 
     others = [name for name, _ in model.named_modules() if name and name not in quantized]
-    LayerwiseActivationRotation(blacklist_layer=others).apply(model)
+    LayerwiseActivationRotation(
+        blacklist_layer=others, rotation_block_size=options.block_size
+    ).apply(model)
     _freeze(model)
 
 

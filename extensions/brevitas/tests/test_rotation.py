@@ -26,6 +26,9 @@ MODES: list[dict[str, Any]] = [
     {**FUSED, "rotation": {"matrix": "orthogonal"}},
     {**FUSED, "rotation": {"sdpa_regions": True}},
     {**FUSED, "rotation": {"sdpa_regions": True, "online": True}},
+    {**FUSED, "rotation": {"block_size": 16}},
+    {"rotation": {"mode": "layerwise", "block_size": 16}},
+    {**FUSED, "rotation": {"block_size": 16, "permute": "massdiff", "online": True}},
 ]
 
 
@@ -230,6 +233,15 @@ def test_plan_names_the_place(llama: nn.Module, tokens: list[dict[str, Tensor]])
         ({"rotation": {"mode": "layerwise", "sdpa_regions": True}}, "leave sdpa_regions out"),
         ({"rotation": {"mode": "layerwise"}, "backend": "fx"}, "write mode: fx without online"),
         ({"rotation": {"mode": "layerwise"}, "weight": None}, "give weight a spec"),
+        ({"rotation": {"permute": "zigzag"}, "merge_layernorm": True}, "give block_size"),
+        (
+            {"rotation": {"mode": "layerwise", "permute": "zigzag", "block_size": 4}},
+            "no layers before to permute",
+        ),
+        (
+            {"rotation": {"matrix": "orthogonal", "block_size": 4}, "merge_layernorm": True},
+            "write matrix: hadamard",
+        ),
     ],
 )
 def test_refused_by_the_configuration(fields: dict[str, Any], words: str) -> None:
