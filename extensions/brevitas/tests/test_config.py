@@ -221,7 +221,9 @@ def test_cross_product(part: str, capsys: Any) -> None:
             {"weight": "int8", "rules": [{"glob": "*", "weight": None, "input": "int8"}]},
             "rules[0].weight: Brevitas quantizes inputs and biases beside a weight",
         ),
-        ({"weight": "int8", "backend": "flexml"}, "backend: 'flexml' is not accepted"),
+        ({"weight": "int8", "backend": "flexml"}, "backend: 'flexml' is not accepted: it is fx"),
+        ({"weight": "int8", "backend": "eager"}, "write layerwise, which takes a model as it is"),
+        ({"weight": "int8", "backend": "fy"}, "backend: 'fy' is not accepted"),
     ],
 )
 def test_refusals_say_what_would_do(fields: dict[str, Any], words: str) -> None:
