@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quark_brevitas.algorithms.partial import Partial
 from quark_brevitas.encodings import read
 from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
 from quark_core.batch import Batch
@@ -38,6 +39,7 @@ class Prepared:
             layer itself.
         rewritten: Whether layers have been replaced.
         feed: What is done with a batch; None runs it through the model.
+        partial: Where algorithms keep finished layers between runs.
     """
 
     module: nn.Module
@@ -46,6 +48,7 @@ class Prepared:
     counterparts: dict[str, str | None] = field(default_factory=dict)
     rewritten: bool = False
     feed: Callable[[Batch], None] | None = None
+    partial: Partial | None = None
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""

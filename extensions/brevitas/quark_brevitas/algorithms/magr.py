@@ -24,6 +24,7 @@ from quark_brevitas.algorithms.columns import (
     second_moments,
     weight_rows,
 )
+from quark_brevitas.algorithms.partial import Forgetful, Kept, Partial
 from quark_brevitas.options import MagR
 from quark_core.batch import Batch
 
@@ -35,14 +36,24 @@ class Shrinking:
         model: The float model.
         layers: Its layers by name.
         options: Weight of the penalty, and steps.
+        partial: Where its result is kept.
     """
 
-    def __init__(self, model: Any, layers: Mapping[str, Any], options: MagR) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Mapping[str, Any],
+        options: MagR,
+        partial: Partial | None = None,
+    ) -> None:
         self._model, self._layers, self._options = model, layers, options
+        self._kept = Kept(partial or Forgetful(), "magr")
         self._moments: dict[str, Tensor] = {}
 
     def passes(self) -> Iterator[str]:
         """One pass over the data, then all weights are changed."""
+        if self._kept.read(1, self._layers):
+            return
         with ExitStack() as stack:
             for name, layer in self._layers.items():
 
@@ -60,6 +71,7 @@ class Shrinking:
                 _shrink(weight, moments[at], self._options) for at, weight in enumerate(weights)
             ]
             layer.weight.data.copy_(torch.stack(shrunk).reshape(layer.weight.shape))
+        self._kept.write(1, self._layers)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch."""

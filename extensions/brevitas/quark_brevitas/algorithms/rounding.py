@@ -19,6 +19,7 @@ from quark_brevitas.algorithms.columns import (
     weight_rows,
 )
 from quark_brevitas.algorithms.grid import Grid
+from quark_brevitas.algorithms.partial import Forgetful, Kept, Partial
 from quark_brevitas.algorithms.walk import Step, Walk
 from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos
 from quark_brevitas.preparation import keep_float_weights
@@ -37,6 +38,7 @@ class Rounding:
         entries: Their entries.
         options: The algorithm.
         example: One batch.
+        partial: Where finished steps are kept.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Rounding:
         entries: Mapping[str, PlanEntry],
         options: GPTQ | GPFQ | Qronos,
         example: Batch,
+        partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
+        self._kept = Kept(partial or Forgetful(), options.name)
         self._two = options.name in TWO_STREAMS
         self._quantized_inputs = self._two or getattr(options, "quantized_inputs", False)
         self._step: Step | None = None
@@ -65,13 +69,19 @@ class Rounding:
         steps = self._walk.steps
         with self._inputs_as_wanted(), _Finished() as finished:
             for count, step in enumerate(steps, start=1):
-                self._step, self._index, self._moments, self._mixed = step, 0, None, None
-                yield f"{self._options.name} {count}/{len(steps)}"
+                layers = {name: self._layers[name] for name in step.layers}
+                known = self._kept.read(count, layers)
+                if not known:
+                    self._step, self._index, self._moments, self._mixed = step, 0, None, None
+                    yield f"{self._options.name} {count}/{len(steps)}"
                 self._walk.finish(step)
                 finished.release(step.block)
-                for name in step.layers:
-                    self._round(name)
-                    finished.hold(self._layers[name], step.block)
+                for name, layer in layers.items():
+                    if not known:
+                        self._round(name)
+                    finished.hold(layer, step.block)
+                if not known:
+                    self._kept.write(count, layers)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch up to the step under way."""
