@@ -17,6 +17,8 @@ from quark_core.spec import Role
 if TYPE_CHECKING:
     import torch
 
+    from quark_core.batch import Batch
+
 _SCALE_BITS = {"float32": 32, "power_of_two": 8, "e8m0": 8, "fp8_e4m3": 8}
 
 
@@ -74,6 +76,9 @@ class QuantizedModel(ABC):
         plan: The plan that was carried out.
         float_tensors: Shape and bytes an element of each parameter and buffer of the float
             model, tied ones once; the host fills it in.
+        notes: What is worth knowing of how it was made, a sentence each; runs show them.
+        example: One batch the model was made or loaded with, for exports that must trace; None
+            where there were no data.
         float_model: The float model, and
         evaluation: the evaluation batches, for exports that check what they write on real data;
             None outside of a run.
@@ -83,6 +88,8 @@ class QuantizedModel(ABC):
         self.module = module
         self.plan = plan
         self.float_tensors: Mapping[str, tuple[tuple[int, ...], int]] = {}
+        self.notes: list[str] = []
+        self.example: Batch | None = None
         self.float_model: torch.nn.Module | None = None
         self.evaluation: Iterable[Any] | None = None
 
