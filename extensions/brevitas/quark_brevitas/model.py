@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from quark_brevitas.algorithms.partial import Partial
 from quark_brevitas.encodings import read
 from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.formats import parse_format
+from quark_core.partial import Partial
 from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
@@ -48,7 +48,7 @@ class Prepared:
     counterparts: dict[str, str | None] = field(default_factory=dict)
     rewritten: bool = False
     feed: Callable[[Batch], None] | None = None
-    partial: Partial | None = None
+    partial: Partial = field(default_factory=Partial)
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""

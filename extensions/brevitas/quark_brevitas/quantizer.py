@@ -82,7 +82,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def passes(self, prepared: Prepared, plan: Plan) -> Iterator[str]:
         """The stages that need data, in their order."""
-        prepared.partial = getattr(self, "partial", None)
+        prepared.partial = self.partial
         for stage in self._stages(plan):
             if not stage.before and not prepared.rewritten:
                 self._rewrite(prepared)

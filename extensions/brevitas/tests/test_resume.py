@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import pytest
 import torch
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.quantizer import BrevitasQuantizer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quark_core.errors import QuantizationError
+from quark_core.partial import Partial
 
 SKIPS = [{"name": "last", "skip": True}]
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -27,23 +26,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "learned_round": {"algorithm": {"name": "learned_round", "iterations": 20}, "input": "int8"},
     "magr": {"magr": {"steps": 5}, "algorithm": "gptq"},
 }
-
-
-class Folder:
-    """Keeps tensors in files, as the host does in a run's folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(exist_ok=True)
-
-    def get(self, name: str) -> dict[str, Tensor] | None:
-        file = self.path / f"{name.replace('/', '-')}.safetensors"
-        return load_file(file) if file.exists() else None
-
-    def put(self, name: str, tensors: dict[str, Tensor]) -> None:
-        file = self.path / f"{name.replace('/', '-')}.safetensors"
-        save_file(tensors, file.with_suffix(".new"))
-        os.replace(file.with_suffix(".new"), file)
 
 
 class Stack(nn.Module):
@@ -72,7 +54,7 @@ def network() -> tuple[nn.Module, list[Tensor]]:
     return model, [torch.randn(6, 5) @ mixing + 0.1 * torch.randn(6, 16) for _ in range(3)]
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Whatever ends a run."""
 
 
@@ -85,16 +67,14 @@ class Counting(BrevitasQuantizer):
     def calibrate(self, prepared: Any, batch: Any) -> None:
         self.batches += 1
         if self.batches > self.until:
-            raise Stop
+            raise StoppedError
         super().calibrate(prepared, batch)
 
 
-def quantizer(folder: Path | None, fields: dict[str, Any], until: int = 10**9) -> Counting:
+def quantizer(fields: dict[str, Any], until: int = 10**9) -> Counting:
     config = BrevitasConfig(**{"name": "brevitas", "weight": "int3", "rules": SKIPS, **fields})
     made = Counting(config)
     made.until = until
-    if folder is not None:
-        made.partial = Folder(folder)
     return made
 
 
@@ -106,14 +86,14 @@ def weights(model: Any) -> dict[str, Tensor]:
 def test_a_run_ended_by_an_error_goes_on_with_the_same_result(tmp_path: Path, name: str) -> None:
     fields = ALGORITHMS[name]
     model, data = network()
-    whole = quantizer(None, fields)
+    whole = quantizer(fields)
     expected = weights(whole.quantize(model, data))
     for until in (whole.batches // 2, whole.batches - 1):
         folder = tmp_path / str(until)
-        with pytest.raises(QuantizationError, match="Stop"):
-            quantizer(folder, fields, until).quantize(model, data)
-        resumed = quantizer(folder, fields)
-        found = weights(resumed.quantize(model, data))
+        with pytest.raises(QuantizationError, match="StoppedError"):
+            quantizer(fields, until).quantize(model, data, partial=folder)
+        resumed = quantizer(fields)
+        found = weights(resumed.quantize(model, data, partial=folder))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert resumed.batches < whole.batches
@@ -123,21 +103,21 @@ def test_a_run_ended_by_an_error_goes_on_with_the_same_result(tmp_path: Path, na
 
 def test_progress_goes_on_where_the_run_was_cut_short(tmp_path: Path) -> None:
     model, data = network()
-    with pytest.raises(QuantizationError, match="Stop"):
-        quantizer(tmp_path, ALGORITHMS["gptq"], until=13).quantize(model, data)
+    with pytest.raises(QuantizationError, match="StoppedError"):
+        quantizer(ALGORITHMS["gptq"], until=13).quantize(model, data, partial=tmp_path)
     seen: list[str] = []
-    quantizer(tmp_path, ALGORITHMS["gptq"]).quantize(
-        model, data, progress=lambda task, _done, _total: seen.append(task)
+    quantizer(ALGORITHMS["gptq"]).quantize(
+        model, data, progress=lambda task, _done, _total: seen.append(task), partial=tmp_path
     )
     assert list(dict.fromkeys(seen)) == [f"gptq {count}/9" for count in range(5, 10)]
 
 
 def test_what_does_not_fit_the_layers_is_done_again(tmp_path: Path) -> None:
     model, data = network()
-    expected = weights(quantizer(None, ALGORITHMS["gptq"]).quantize(model, data))
-    Folder(tmp_path).put("gptq/1", {"first": torch.zeros(2, 2)})
-    Folder(tmp_path).put("gptq/2", {"blocks.0.0": torch.zeros(32, 16)})  # without the first
-    found = weights(quantizer(tmp_path, ALGORITHMS["gptq"]).quantize(model, data))
+    expected = weights(quantizer(ALGORITHMS["gptq"]).quantize(model, data))
+    Partial(tmp_path).put("gptq/1", {"first": torch.zeros(2, 2)})
+    Partial(tmp_path).put("gptq/2", {"blocks.0.0": torch.zeros(32, 16)})  # without the first
+    found = weights(quantizer(ALGORITHMS["gptq"]).quantize(model, data, partial=tmp_path))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
@@ -157,9 +137,9 @@ def test_a_killed_process_goes_on_with_the_same_result(tmp_path: Path) -> None:
             if task == "gpfq 6/9" and done == 2 and left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        made = quantizer(folder, ALGORITHMS["gpfq"])
+        made = quantizer(ALGORITHMS["gpfq"])
         model, data = network()
-        found = weights(made.quantize(model, data, progress=progress))
+        found = weights(made.quantize(model, data, progress=progress, partial=folder))
         save_file({{key: value.clone() for key, value in found.items()}}, folder / "all")
         print(made.batches)
         """

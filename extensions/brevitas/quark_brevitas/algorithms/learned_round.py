@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from quark_brevitas.algorithms.columns import plain
 from quark_brevitas.algorithms.grid import Grid
-from quark_brevitas.algorithms.partial import Forgetful, Kept, Partial
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.rounding import FLOAT, QUANTIZED, FloatMode
 from quark_brevitas.algorithms.walk import Step, Walk
 from quark_brevitas.options import LearnedRound
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 from quark_core.plan import PlanEntry
 
 _ZETA, _GAMMA = 1.1, -0.1
@@ -56,7 +57,7 @@ class Learning:
         partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
-        self._seed, self._kept = seed, Kept(partial or Forgetful(), options.name)
+        self._seed, self._kept = seed, Kept(partial or Partial(), options.name)
         self._float = FloatMode(model)
         keep_float_weights(layers)
         self._walk = Walk(model, layers, dict.fromkeys(layers, ""), example)

@@ -24,9 +24,10 @@ from quark_brevitas.algorithms.columns import (
     second_moments,
     weight_rows,
 )
-from quark_brevitas.algorithms.partial import Forgetful, Kept, Partial
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.options import MagR
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 
 
 class Shrinking:
@@ -47,7 +48,7 @@ class Shrinking:
         partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._options = model, layers, options
-        self._kept = Kept(partial or Forgetful(), "magr")
+        self._kept = Kept(partial or Partial(), "magr")
         self._moments: dict[str, Tensor] = {}
 
     def passes(self) -> Iterator[str]:

@@ -19,11 +19,12 @@ from quark_brevitas.algorithms.columns import (
     weight_rows,
 )
 from quark_brevitas.algorithms.grid import Grid
-from quark_brevitas.algorithms.partial import Forgetful, Kept, Partial
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.walk import Step, Walk
 from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 from quark_core.plan import PlanEntry
 
 QUANTIZED, FLOAT = "quantized", "float"
@@ -51,7 +52,7 @@ class Rounding:
         partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
-        self._kept = Kept(partial or Forgetful(), options.name)
+        self._kept = Kept(partial or Partial(), options.name)
         self._two = options.name in TWO_STREAMS
         self._quantized_inputs = self._two or getattr(options, "quantized_inputs", False)
         self._step: Step | None = None

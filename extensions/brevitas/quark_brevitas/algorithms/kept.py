@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
-
-class Partial(Protocol):
-    """Where finished weights are kept between runs, by name; the host's, or :class:`Forgetful`."""
-
-    def get(self, name: str) -> dict[str, Tensor] | None:
-        """What was put under a name, or None."""
-
-    def put(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors under a name, whole or not at all."""
-
-
-class Forgetful:
-    """Keeps nothing: what is used outside of a run."""
-
-    def get(self, name: str) -> dict[str, Tensor] | None:
-        """None: nothing is known."""
-
-    def put(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Do nothing."""
+from quark_core.partial import Partial
 
 
 class Kept:
