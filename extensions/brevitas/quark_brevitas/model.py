@@ -23,7 +23,7 @@ from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
 _STATE, _ABOUT, _EXAMPLE = "brevitas.safetensors", "brevitas.json", "example.safetensors"
-EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq")
+EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf")
 _PROXIES = ("weight_quant", "input_quant", "bias_quant")
 
 
@@ -189,7 +189,7 @@ class BrevitasModel(QuantizedModel):
         return loaded
 
     def export(self, name: str, path: Path) -> Path:
-        """Write ``onnx_qcdq``, ``qonnx`` or ``torch_qcdq``; the file is run and compared.
+        """Write one of :data:`EXPORTS`; the file is run and compared.
 
         Raises:
             ExportError: There is no such form, this model does not fit it, or the file computes
@@ -199,7 +199,7 @@ class BrevitasModel(QuantizedModel):
 
         if name not in EXPORTS:
             return super().export(name, path)
-        return export(name, self.module, self.plan, self._example, path)
+        return export(name, self.module, self.plan, self.example or self._example, path)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.
