@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -367,3 +369,31 @@ def test_an_interrupted_algorithm_leaves_the_float_model_alone(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in blocks.modules())
     with torch.no_grad():
         assert torch.isfinite(correlated[0].run(blocks)).all()
+
+
+def test_magr_is_the_first_to_need_brevitas() -> None:
+    script = (
+        "import torch; from torch import nn\n"
+        "from quark_brevitas.config import BrevitasConfig\n"
+        "from quark_brevitas.quantizer import BrevitasQuantizer\n"
+        "config = BrevitasConfig(name='brevitas', weight='int4', magr={'steps': 2})\n"
+        "BrevitasQuantizer(config).quantize(nn.Sequential(nn.Linear(4, 4)), [torch.ones(2, 4)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("weight", ["int3/asym", "int4/group:8/asym", "int3"])
+@pytest.mark.parametrize("name", ["gpfq", "qronos"])
+def test_algorithms_of_two_streams_help_without_quantized_inputs(name: str, weight: str) -> None:
+    errors = {None: 0.0, name: 0.0}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, mixing = Blocks().eval(), torch.randn(6, 24)
+        data = [Batch((torch.randn(4, 8, 6) @ mixing + 0.1 * torch.randn(4, 8, 24),))] * 4
+        for algorithm in errors:
+            quantizer = _quantizer(weight=weight, algorithm=algorithm)
+            errors[algorithm] += _error(model, quantizer.quantize(model, data), data)
+    assert errors[name] < 0.7 * errors[None]

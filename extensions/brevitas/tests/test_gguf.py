@@ -94,7 +94,8 @@ def test_blocks_hold_the_weights(
         with torch.no_grad():
             numbers = layer.quant_weight()
         expected = numbers.value.detach()
-        tolerance = numbers.scale.detach().expand_as(expected) * 16 * 2**-10
+        codes = 128 if kind == "Q8_0" else 32
+        tolerance = numbers.scale.detach().expand_as(expected) * codes * 2**-11
         found = torch.tensor([_unpack(kind, block) for block in blocks]).reshape(expected.shape)
         if heads:
             expected, tolerance = (_interleaved(part, heads) for part in (expected, tolerance))

@@ -29,6 +29,8 @@ from quark_brevitas.options import MagR
 from quark_core.batch import Batch
 from quark_core.partial import Partial
 
+_NEWTON = 30
+
 
 class Shrinking:
     """MagR over the float layers of a model.
@@ -93,11 +95,19 @@ def _shrink(weight: Tensor, moments: Tensor, options: MagR) -> Tensor:
 
 
 def _onto_l1_ball(rows: Tensor) -> Tensor:
-    """Each row, or the nearest point of the unit l1 ball if it lies outside."""
+    """Each row, or the nearest point of the unit l1 ball if it lies outside.
+
+    That point has all magnitudes cut by the t at which f(t) = sum max(|x| - t, 0) is 1. f is
+    convex, so Newton's steps from the left of t never pass it, and end exactly after as many as f
+    has kinks in between, which are few; sorting every row takes several times longer.
+    """
     sizes = rows.abs()
-    ordered = sizes.sort(dim=1, descending=True).values
-    excess = ordered.cumsum(1) - 1
-    counts = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-    kept = (ordered * counts > excess).sum(1, keepdim=True)
-    threshold = (excess.gather(1, (kept - 1).clamp(min=0)) / kept.clamp(min=1)).clamp(min=0)
-    return rows.sign() * (sizes - threshold).clamp(min=0)
+    largest, count = sizes.amax(1, keepdim=True), rows.shape[1]
+    cut = torch.maximum(largest - 1, (sizes.sum(1, keepdim=True) - 1) / count).clamp_(min=0)
+    for _ in range(_NEWTON):
+        over = (sizes - cut).clamp_(min=0)
+        step = (over.sum(1, keepdim=True) - 1) / over.count_nonzero(1).clamp_(min=1)[:, None]
+        cut = cut + step.clamp_(min=0)
+        if bool((step <= 1e-6 * (1 + cut)).all()):
+            break
+    return rows.sign() * (sizes - cut).clamp_(min=0)

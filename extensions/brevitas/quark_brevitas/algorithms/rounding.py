@@ -149,13 +149,7 @@ class Rounding:
 
     def _inputs_as_wanted(self) -> Any:
         """Quantized layers before a step see float inputs, unless the options say otherwise."""
-        from brevitas.graph.calibrate import quantization_status_manager
-
-        if self._quantized_inputs:
-            return ExitStack()
-        return quantization_status_manager(
-            self._model, disable_act_quant=True, disable_bias_quant=True, is_training=False
-        )
+        return ExitStack() if self._quantized_inputs else FloatMode(self._model, weights=False)
 
     def _key(self, name: str) -> object:
         layer = self._layers[name]
@@ -198,13 +192,24 @@ class _Finished:
 class FloatMode:
     """Lets a model compute as the float one for a while, with its original weights.
 
-    Brevitas's own manager looks through the whole model each time it is entered and left, which
-    for a batch of text takes longer than running it.
+    Brevitas's own manager looks through the whole model several times whenever it is entered or
+    left, which for a batch of text takes longer than running it.
+
+    Args:
+        model: The model.
+        weights: Whether weights are the original ones, too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, weights: bool = True) -> None:
+        from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
+
         modules: list[Any] = list(model.modules())
-        self._proxies = [module for module in modules if hasattr(module, "disable_quant")]
+        self._proxies = [
+            module
+            for module in modules
+            if hasattr(module, "disable_quant")
+            and (weights or not isinstance(module, WeightQuantProxyFromInjectorBase))
+        ]
         self._layers = [module for module in modules if hasattr(module, "return_quant_tensor")]
         self._before: list[tuple[Any, str, bool]] = []
 
