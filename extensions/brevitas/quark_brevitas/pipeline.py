@@ -116,7 +116,7 @@ def _magr(config: BrevitasConfig) -> Run:
         from quark_brevitas.algorithms.magr import Shrinking
 
         assert config.magr is not None
-        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr)
+        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr, prepared.partial)
         with _feeding(prepared, shrinking):
             yield from shrinking.passes()
 
@@ -147,12 +147,22 @@ def _algorithm(config: BrevitasConfig) -> Run:
         entries = {name: prepared.plan[name] for name in layers}
         work: Any
         if isinstance(options, LearnedRound):
-            work = Learning(prepared.module, layers, entries, options, prepared.example)
+            work = Learning(
+                prepared.module,
+                layers,
+                entries,
+                options,
+                prepared.example,
+                config.seed,
+                prepared.partial,
+            )
         elif options.engine == "brevitas":
             prepared.initialize()
             work = Stock(prepared.module, options)
         else:
-            work = Rounding(prepared.module, layers, entries, options, prepared.example)
+            work = Rounding(
+                prepared.module, layers, entries, options, prepared.example, prepared.partial
+            )
         with _feeding(prepared, work), preparation.quiet():
             yield from work.passes()
 

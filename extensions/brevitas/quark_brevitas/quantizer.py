@@ -67,6 +67,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
         """Preprocess the model, and rewrite it unless passes over the float model come first."""
+        # Brevitas's modules import each other in a circle, which only this one can enter first.
+        import brevitas.graph  # noqa: F401
+
         counterparts: dict[str, str | None] = {}
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
@@ -100,6 +103,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def passes(self, prepared: Prepared, plan: Plan) -> Iterator[str]:
         """The stages that need data, in their order."""
+        prepared.partial = self.partial
         for stage in self._stages(plan):
             if not stage.before and not prepared.rewritten:
                 self._rewrite(prepared)
