@@ -137,10 +137,10 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         prepared.counter.close()
         notes = list(prepared.plan.warnings)
         for branch, seen in prepared.counter.seen.items():
-            if seen == 0 and prepared.samples:
+            if seen == 0 and prepared.samples and self._into_branches:
                 notes.append(f"no sample took the branch {branch}: its ranges mean nothing")
                 warnings.warn(notes[-1], stacklevel=2)
-        graph = convert_all(prepared.runner.graph, convert_pt2e)
+        graph = convert_all(prepared.runner.graph, convert_pt2e, into_branches=self._into_branches)
         record = {
             "samples": prepared.samples,
             "skipped": prepared.skipped,
@@ -165,6 +165,10 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         """
         return Pt2eModel.load(directory, self.config, self.exports)
 
+    @property
+    def _into_branches(self) -> bool:
+        return self.config.branches == "quantized"
+
     def _observe(self, model: nn.Module, example: Batch | None) -> Observed:
         if example is None:
             raise QuantizationError(
@@ -187,10 +191,14 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         namer = Namer(model)
         captured = capture(model, example, dynamic=dynamic, strict=self.strict())
         require_supported(captured.graph)
-        notes = findings.warnings(captured.graph)
+        notes = findings.warnings(captured.graph, into_branches=self._into_branches)
         followers = findings.batch_norms(captured.graph)
         recorder = _Recorder(self.build(namer))
-        graph = prepare_all(captured.graph, lambda part: prepare_pt2e(part, recorder))
+        graph = prepare_all(
+            captured.graph,
+            lambda part: prepare_pt2e(part, recorder),
+            into_branches=self._into_branches,
+        )
         if dynamic:
             require_any_size(graph, captured.example)
         sites = namer.sites(graph)

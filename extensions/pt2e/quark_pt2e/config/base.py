@@ -35,6 +35,11 @@ class Pt2eConfig(QuantizationConfig):
         description="Export by tracing bytecode; by default only where branches need it to keep "
         "the names of their layers.",
     )
+    branches: Literal["quantized", "float"] = Field(
+        default="quantized",
+        description="What becomes of the branches of torch.cond; float is what calling "
+        "prepare_pt2e yourself gives.",
+    )
     settle: Settle | None = Field(
         default=None, description="Stop observing once ranges stand still; null observes all data."
     )

@@ -95,7 +95,9 @@ def entries(
 
 
 def _entry(site: Site, decision: Decision, quantizer: str) -> PlanEntry:
-    noted: Note = site.node.meta.get(_NOTE) or Note({}, None, False)
+    noted: Note | None = site.node.meta.get(_NOTE)
+    reason = "" if noted and noted.specs else _reason(site, decision, noted, quantizer)
+    noted = noted or Note({}, None, False)
     return PlanEntry(
         name=site.target.name,
         type=site.target.types[0] if site.target.types else str(site.node.target),
@@ -106,7 +108,7 @@ def _entry(site: Site, decision: Decision, quantizer: str) -> PlanEntry:
         output=noted.specs.get("output"),
         bias=noted.specs.get("bias"),
         rule=decision.why,
-        reason="" if noted.specs else _reason(site, decision, noted, quantizer),
+        reason=reason,
     )
 
 
@@ -127,9 +129,11 @@ def _specs(node: fx.Node) -> dict[Role, TensorSpec]:
     return specs
 
 
-def _reason(site: Site, decision: Decision, noted: Note, quantizer: str) -> str:
+def _reason(site: Site, decision: Decision, noted: Note | None, quantizer: str) -> str:
     if decision.skip:
         return "left out by the rule"
+    if noted is None:
+        return "branches: float leaves it" if site.branch else f"{quantizer} never saw it"
     if site.node.op in ("placeholder", "output"):
         return "its neighbours decide"
     if not noted.used:
