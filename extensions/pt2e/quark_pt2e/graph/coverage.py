@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ _OBSERVERS = (
 
 
 _NOTE = "quark_note"
+_NAME = "quark_name"
+_NORMS = ("batch_norm",)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,36 @@ def note(graph: fx.GraphModule) -> None:
         # What nobody reads is dropped when the graph is converted.
         specs = _specs(node) if node in used else {}
         node.meta[_NOTE] = Note(specs, _weight_shape(node), _is_annotated(node), node in used)
+
+
+def fold_norms(graph: fx.GraphModule) -> None:
+    """After :func:`note`: what a batch norm returns is what the layer it is folded into returns."""
+    for node in graph.graph.nodes:
+        before = node.args[0] if op_name(node) in _NORMS else None
+        if not isinstance(before, fx.Node) or op_name(before) not in WEIGHTED:
+            continue
+        own, noted = before.meta[_NOTE], node.meta[_NOTE]
+        if "output" in own.specs or len(before.users) > 1:
+            continue
+        made = {"output": noted.specs["output"]} if "output" in noted.specs else {}
+        before.meta[_NOTE] = dataclasses.replace(own, specs={**own.specs, **made})
+        del node.meta[_NOTE]
+
+
+def is_noted(site: Site) -> bool:
+    """Whether there is something to say of a node: not of a batch norm that is folded."""
+    return bool(site.branch) or _NOTE in site.node.meta
+
+
+def mark(sites: Sequence[Site]) -> None:
+    """Write each node's name onto it, where it survives copying and converting."""
+    for site in sites:
+        site.node.meta[_NAME] = site.target.name
+
+
+def marked(graph: fx.GraphModule) -> dict[str, tuple[str, str]]:
+    """Where the nodes of a graph are that :func:`mark` named; branches are not looked into."""
+    return {node.meta[_NAME]: ("", node.name) for node in graph.graph.nodes if _NAME in node.meta}
 
 
 def entries(
