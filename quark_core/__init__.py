@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quark_core.batch import Batch
     from quark_core.config import Calibration, QuantizationConfig
     from quark_core.errors import QuarkError
+    from quark_core.partial import Partial
     from quark_core.plan import Plan, PlanEntry, Step
     from quark_core.quantized import Encoding, QuantizedModel
     from quark_core.quantizer import ModelQuantizer
@@ -38,6 +39,7 @@ _HOMES = {
     "batch": ("Batch",),
     "config": ("Calibration", "QuantizationConfig"),
     "errors": ("QuarkError",),
+    "partial": ("Partial",),
     "plan": ("Plan", "PlanEntry", "Step"),
     "quantized": ("Encoding", "QuantizedModel"),
     "quantizer": ("ModelQuantizer",),
@@ -71,6 +73,7 @@ __all__ = [
     "MetricSpec",
     "ModelQuantizer",
     "Observer",
+    "Partial",
     "Plan",
     "PlanEntry",
     "QuantizationConfig",

@@ -47,8 +47,9 @@ def quantize(
             raise ConfigError([Problem("name", "required but missing: name a backend")])
         config = registry().config_class(name)(**config)
     quantizer = get_quantizer(config.name)(config)
-    extra = {} if progress is None else {"progress": progress}
-    return quantizer.quantize(model, calibration, inplace=inplace, **extra)
+    if progress is None:
+        return quantizer.quantize(model, calibration, inplace=inplace)
+    return quantizer.quantize(model, calibration, inplace=inplace, progress=progress)
 
 
 def get_quantizer(name: str) -> type[ModelQuantizer[Any]]:

@@ -17,6 +17,8 @@ from quark_core.spec import Role
 if TYPE_CHECKING:
     import torch
 
+    from quark_core.batch import Batch
+
 _SCALE_BITS = {"float32": 32, "power_of_two": 8, "e8m0": 8, "fp8_e4m3": 8}
 
 
@@ -34,7 +36,8 @@ class Encoding:
         symmetric: Whether the zero point is fixed at zero.
         dynamic: Whether the scale is computed from each input; then the tensors are None.
         scale: Float tensor; a scalar, one a channel, or one a block.
-        zero_point: Integer tensor like ``scale``, or None where the format has none.
+        zero_point: Tensor like ``scale``: integers, or floats where the backend leaves them
+            unrounded; None where the format has none.
         min, max: Smallest and largest representable value, float tensors like ``scale``.
         scale_format: Number format in which a scale is stored.
     """
@@ -60,7 +63,8 @@ class Encoding:
         count = self.scale.numel()
         bits = count * _SCALE_BITS.get(self.scale_format, 32)
         if not self.symmetric:
-            bits += count * parse_format(self.format).bits
+            unrounded = self.zero_point is not None and self.zero_point.is_floating_point()
+            bits += count * (32 if unrounded else parse_format(self.format).bits)
         return ceil(bits / 8)
 
 
@@ -74,6 +78,9 @@ class QuantizedModel(ABC):
         plan: The plan that was carried out.
         float_tensors: Shape and bytes an element of each parameter and buffer of the float
             model, tied ones once; the host fills it in.
+        notes: What is worth knowing of how it was made, a sentence each; runs show them.
+        example: One batch the model was made or loaded with, for exports that must trace; None
+            where there were no data.
         float_model: The float model, and
         evaluation: the evaluation batches, for exports that check what they write on real data;
             None outside of a run.
@@ -83,6 +90,8 @@ class QuantizedModel(ABC):
         self.module = module
         self.plan = plan
         self.float_tensors: Mapping[str, tuple[tuple[int, ...], int]] = {}
+        self.notes: list[str] = []
+        self.example: Batch | None = None
         self.float_model: torch.nn.Module | None = None
         self.evaluation: Iterable[Any] | None = None
 

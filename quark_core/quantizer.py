@@ -14,6 +14,7 @@ from quark_core import _checks
 from quark_core.batch import Batch, as_batch
 from quark_core.config import QuantizationConfig
 from quark_core.errors import DataError, QuantizationError, QuarkError
+from quark_core.partial import Partial
 from quark_core.plan import Plan
 from quark_core.quantized import QuantizedModel
 
@@ -43,6 +44,10 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[QuantizationConfig]] = QuantizationConfig
+
+    partial: Partial = Partial()
+    """Where an algorithm that goes layer by layer keeps finished layers, so that the next attempt
+    goes on after them. Keeps nothing unless :meth:`quantize` is given a folder."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -84,8 +89,15 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         """
         yield "calibrate"
 
-    def load(self, model: torch.nn.Module, directory: Path) -> QuantizedModel:
+    def load(
+        self, model: torch.nn.Module, directory: Path, example: Batch | None = None
+    ) -> QuantizedModel:
         """Rebuild what :meth:`QuantizedModel.save` wrote, from a copy of the float model.
+
+        Args:
+            model: The float model.
+            directory: Where it was saved.
+            example: One batch, for backends that must trace; None if there is no data.
 
         Raises:
             QuantizationError: The backend cannot load, or the files do not fit the model.
@@ -113,6 +125,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         *,
         inplace: bool = False,
         progress: Progress = _silent,
+        partial: Path | None = None,
     ) -> QuantizedModel:
         """Quantize a model: plan, prepare, calibrate, convert, then check the result.
 
@@ -126,16 +139,20 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
                 iterated again.
             inplace: Let the backend change ``model`` itself, saving a copy of it in memory.
             progress: Called as work proceeds.
+            partial: Folder for the finished layers of algorithms that go layer by layer; the same
+                call with the same model, configuration and data goes on after them. Deleted by
+                the caller.
 
         Raises:
             UnmatchedRuleError: A rule selected no layer.
             DataError: Calibration is needed but there are no batches.
             QuantizationError: The backend failed, broke its plan, or made a layer NaN.
         """
+        _check_model(model)
         data = _Calibration(calibration, self.config.calibration.batches)
         example = data.peek()
-        with _inference(model, self.config.seed):
-            _check_model(model)
+        trained = model.training
+        with _inference(model, self.config.seed), self._keeping(partial):
             with self._step("plan"):
                 plan = self.plan(model, example)
             plan.require_matches()
@@ -161,20 +178,42 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
             with self._step("convert"):
                 quantized = self.convert(prepared)
             quantized.float_tensors = float_tensors
+            quantized.example = example
+            if trained:
+                quantized.notes.insert(0, "the model came in train mode; eval mode was quantized")
             _checks.carried_out(quantized, self.config.name)
             _checks.sound(quantized, example, expected, self.config.name)
         return quantized
 
-    def restore(self, model: torch.nn.Module, directory: Path) -> QuantizedModel:
+    def restore(
+        self, model: torch.nn.Module, directory: Path, example: Any = None
+    ) -> QuantizedModel:
         """Load what a quantized model saved, for the same float model, which stays untouched.
+
+        Args:
+            model: The float model.
+            directory: Where it was saved.
+            example: A batch as :func:`quark_core.batch.as_batch` reads it, for backends that
+                must trace.
 
         Raises:
             QuantizationError: The backend cannot load, or the files do not fit the model.
         """
+        _check_model(model)
+        batch = as_batch(example) if example is not None else None
         with _inference(model, self.config.seed), self._step("load"):
-            loaded = self.load(copy.deepcopy(model), directory)
+            loaded = self.load(copy.deepcopy(model), directory, batch)
+        loaded.example = batch
         loaded.float_tensors = _checks.tensor_table(model)
         return loaded
+
+    @contextmanager
+    def _keeping(self, folder: Path | None) -> Iterator[None]:
+        self.partial = Partial(folder)
+        try:
+            yield
+        finally:
+            self.partial = Partial()
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ class Target:
         types: Names of its class and the classes it derives from, bare and qualified.
         op: Operation, such as ``linear`` or ``add``.
         io: Whether it reads the model's ``input`` or makes its ``output``.
+        node: Name of the graph node, for backends that work on graphs.
         scopes: The modules around it, each as (name, names of its classes).
     """
 
@@ -29,6 +30,7 @@ class Target:
     op: str = ""
     io: tuple[str, ...] = ()
     scopes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def matches(selector: Selector, target: Target) -> bool:
             held = re.fullmatch(wanted, target.name) is not None
         elif key == "op":
             held = wanted == target.op
+        elif key == "node":
+            held = wanted == target.node
         else:
             held = wanted in target.io
         if not held:
@@ -126,11 +130,13 @@ def _decide(config: QuantizationConfig, index: int | None) -> Decision:
 
 
 def _near(rule: LayerRule, targets: Iterable[Target]) -> tuple[str, ...]:
-    known: dict[str, list[str]] = {"name": [], "type": [], "op": [], "io": ["input", "output"]}
+    known: dict[str, list[str]] = {"name": [], "type": [], "op": [], "node": []}
+    known["io"] = ["input", "output"]
     for target in targets:
         known["name"] += [target.name, *(name for name, _ in target.scopes if name)]
         known["type"] += [*target.types, *(t for _, types in target.scopes for t in types)]
         known["op"].append(target.op)
+        known["node"].append(target.node)
     found: list[str] = []
     for key, wanted in rule.criteria().items():
         names = dict.fromkeys(known["name" if key in ("glob", "re") else key])

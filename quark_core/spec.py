@@ -370,6 +370,9 @@ def _classify(part: str) -> tuple[str, Any]:
     )
 
 
+_CRITERIA = ("name", "glob", "re", "type", "op", "node", "io")
+
+
 class Selector(FrozenModel):
     """Which layers are meant. Every key given must hold; at least one must be given.
 
@@ -379,6 +382,7 @@ class Selector(FrozenModel):
         re: Regular expression over the whole dotted name.
         type: Class name, bare or qualified; subclasses match too.
         op: Operation, as ``quark plan`` prints it: ``linear``, ``conv2d``, ``add``...
+        node: Exact name of a graph's node, for backends that quantize graphs.
         io: The model's own ``input`` or ``output``.
     """
 
@@ -387,6 +391,7 @@ class Selector(FrozenModel):
     re: str | None = None
     type: str | None = None
     op: str | None = None
+    node: str | None = None
     io: Literal["input", "output"] | None = None
 
     @field_validator("re")
@@ -402,12 +407,12 @@ class Selector(FrozenModel):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if not self.criteria():
-            raise ValueError("a rule needs at least one of name, glob, re, type, op, io")
+            raise ValueError("a rule needs at least one of " + ", ".join(_CRITERIA))
         return self
 
     def criteria(self) -> dict[str, str]:
         """The keys given and their values."""
-        values = {key: getattr(self, key) for key in ("name", "glob", "re", "type", "op", "io")}
+        values = {key: getattr(self, key) for key in _CRITERIA}
         return {key: value for key, value in values.items() if value is not None}
 
     def describe(self) -> str:

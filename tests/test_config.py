@@ -105,7 +105,7 @@ def test_contradictions(text: str, role: Role, words: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ({"skip": True}, "a rule needs at least one of name, glob, re, type, op, io"),
+        ({"skip": True}, "a rule needs at least one of name, glob, re, type, op, node, io"),
         ({"re": "(", "skip": True}, "not a regular expression"),
         ({"name": "a", "skip": True, "weight": "int8"}, "skip: true leaves the layer alone"),
         ({"name": "a", "wieght": "int8"}, "Extra inputs are not permitted"),

@@ -20,7 +20,7 @@ TARGETS = (
         "stem", ("Conv2d", "torch.nn.Conv2d", "Module"), "conv2d", ("input",), (("", ("Net",)),)
     ),
     Target("block.fc", ("Special", "Linear", "Module"), "linear", (), (("block", BLOCK),)),
-    Target("block.out", ("Linear", "Module"), "linear", (), (("block", BLOCK),)),
+    Target("block.out", ("Linear", "Module"), "linear", (), (("block", BLOCK),), "linear_1"),
     Target("head", ("Linear", "Module"), "linear", ("output",), (("", ("Net",)),)),
 )
 NAMES = [target.name for target in TARGETS]
@@ -45,6 +45,8 @@ def _matched(**criteria: Any) -> list[str]:
         ({"type": "torch.nn.Conv2d"}, ["stem"]),
         ({"type": "models.Block"}, ["block.fc", "block.out"]),
         ({"op": "conv2d"}, ["stem"]),
+        ({"node": "linear_1"}, ["block.out"]),
+        ({"node": "linear"}, []),
         ({"io": "input"}, ["stem"]),
         ({"io": "output"}, ["head"]),
         ({"type": "Linear", "glob": "block.*"}, ["block.fc", "block.out"]),

@@ -40,6 +40,10 @@ class LineReporter:
             self._last = time.monotonic()
             click.echo(f"  {task}: {done}" + (f" of {total}" if total else ""), err=True)
 
+    def note(self, text: str) -> None:
+        """Something worth knowing of what was done."""
+        click.echo(f"  note: {text}", err=True)
+
     def warn(self, text: str) -> None:
         """Something the user should know; the run goes on."""
         click.echo(f"  warning: {text}", err=True)
@@ -98,6 +102,10 @@ class BarReporter(LineReporter):
             self._drop()
             self._begin(task)
         self._progress.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(f"  note: {text}", markup=False)
 
     def warn(self, text: str) -> None:
         """A line above the bar."""

@@ -50,7 +50,14 @@ def command(
     with reporter() as report:
         result = run_recipe(loaded, folder=folder, overwrite=overwrite, reporter=report)
     if as_json:
-        echo_json({"folder": str(result.folder), "reused": list(result.reused), **result.metrics})
+        echo_json(
+            {
+                "folder": str(result.folder),
+                "reused": list(result.reused),
+                "exports": result.exports,
+                **result.metrics,
+            }
+        )
     else:
         from quark_core.report.record import load_records
         from quark_core.report.tables import comparison_table, export_tables

@@ -24,6 +24,9 @@ class Reporter(Protocol):
     def progress(self, task: str, done: int, total: int | None) -> None:
         """``done`` of ``total`` (None if unknown) units of a task are finished."""
 
+    def note(self, text: str) -> None:
+        """Something worth knowing of what was done."""
+
     def warn(self, text: str) -> None:
         """Something the user should know; the run goes on."""
 
@@ -41,6 +44,9 @@ class Silent:
         """Say nothing."""
 
     def progress(self, task: str, done: int, total: int | None) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
         """Say nothing."""
 
     def warn(self, text: str) -> None:

@@ -10,6 +10,18 @@ from quark_core.quantized import QuantizedModel
 from quark_core.registry import Entry, registry
 
 
+def report_file(written: Path) -> Path:
+    """Where an export may say something of itself, for the run's report.
+
+    ``report.json`` in the folder it wrote, or ``NAME.report.json`` beside the file. All of it is
+    optional: ``title``; ``facts``, texts by name; ``metrics``, numbers by name; ``tables``, each
+    with ``title``, ``columns`` and ``rows`` of texts.
+    """
+    if written.is_dir():
+        return written / "report.json"
+    return written.with_name(f"{written.name}.report.json")
+
+
 def write_export(
     name: str, quantized: QuantizedModel, folder: Path, example: Batch | None, backend: Entry
 ) -> Path:

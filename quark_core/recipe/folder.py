@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _OWNER = ".owner"
 _WORK = ".work-"
+_PARTIAL = ".partial-"
 
 
 class RunFolder:
@@ -58,6 +59,20 @@ class RunFolder:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
+    def partial(self, stage: str, key: str) -> Path:
+        """Where a stage keeps finished parts until it is committed; not made yet.
+
+        Those of the same stage under another key are removed.
+        """
+        own = self.path / f"{_PARTIAL}{stage}-{key[:16]}"
+        self._drop_partial(stage, own)
+        return own
+
+    def _drop_partial(self, stage: str, but: Path | None = None) -> None:
+        for left in self.path.glob(f"{_PARTIAL}{stage}-*"):
+            if left != but:
+                shutil.rmtree(left, ignore_errors=True)
+
     def commit(self, stage: str, place: Path, record: dict[str, Any]) -> None:
         """Move what a stage wrote into the run folder, then record the stage as finished."""
         old = self.manifest["stages"].pop(stage, None)
@@ -77,6 +92,7 @@ class RunFolder:
         _sync(self.path)
         self.manifest["stages"][stage] = {**record, "files": files}
         self.write_manifest()
+        self._drop_partial(stage)
 
 
 @contextmanager
@@ -218,7 +234,10 @@ def _intact(folder: Path, record: dict[str, Any]) -> bool:
 
 def _foreign(path: Path) -> bool:
     own = {_LOCK, _OWNER, f".{MANIFEST}.new"}
-    return any(item.name not in own and not item.name.startswith(_WORK) for item in path.iterdir())
+    return any(
+        item.name not in own and not item.name.startswith((_WORK, _PARTIAL))
+        for item in path.iterdir()
+    )
 
 
 def _read_text(file: Path) -> str:

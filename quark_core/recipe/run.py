@@ -18,7 +18,7 @@ from quark_core.recipe.folder import (
     read_json,
 )
 from quark_core.recipe.load import LoadedRecipe
-from quark_core.recipe.stages import Inputs, Stages
+from quark_core.recipe.stages import EXPORTS, NOTES, Inputs, Stages
 from quark_core.registry import registry
 
 STAGES = ("float", "plan", "quantize", "evaluate", "export", "report")
@@ -31,11 +31,13 @@ class RunResult:
     Attributes:
         folder: The run folder.
         metrics: What metrics.json holds.
+        exports: Metrics of each export that measured itself.
         reused: Stages that were found finished.
     """
 
     folder: Path
     metrics: dict[str, Any]
+    exports: dict[str, dict[str, float]]
     reused: tuple[str, ...]
 
     @property
@@ -123,6 +125,9 @@ class _Run:
                 if stage == "plan":
                     for warning in read_json(self.folder.path / "plan.json")["warnings"]:
                         self._warn(warning)
+                if stage == "quantize":
+                    for note in read_json(self.folder.path / NOTES):
+                        self.reporter.note(note)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             self.folder.manifest["status"] = "interrupted" if stopped else "failed"
@@ -133,7 +138,8 @@ class _Run:
         self.folder.manifest["status"] = "finished"
         self._emit("quark_run_finished", folder=self.folder.path, metrics=metrics)
         self.folder.write_manifest()
-        return RunResult(self.folder.path, metrics, tuple(self.reused))
+        exports = read_json(self.folder.path / EXPORTS)
+        return RunResult(self.folder.path, metrics, exports, tuple(self.reused))
 
     def _keys(self) -> dict[str, str]:
         """A hash of everything each stage depends on."""
@@ -173,7 +179,7 @@ class _Run:
         self._emit("quark_stage_started", stage=stage, folder=self.folder.path)
         with self.folder.work(stage) as place:
             with manifest.measure() as measured:
-                self.stages.do(stage, place)
+                self.stages.do(stage, place, self.folder.partial(stage, key))
             record = {
                 "key": key,
                 "seconds": round(measured.seconds, 3),

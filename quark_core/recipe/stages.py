@@ -10,7 +10,7 @@ from quark_core import _checks
 from quark_core.batch import Batch, as_batch
 from quark_core.errors import DataError, MissingDependencyError
 from quark_core.execution import Reporter
-from quark_core.export import write_export
+from quark_core.export import report_file, write_export
 from quark_core.export.encodings import write_encodings
 from quark_core.plan import Plan
 from quark_core.quantized import QuantizedModel
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 SAVED = "quantized"
 """Folder in the run folder that holds the backend's own saved model."""
+NOTES = "notes.json"
+"""What a backend noted while it quantized."""
+EXPORTS = "exports.json"
+"""Metrics of the exports, by their names."""
 
 
 class Inputs:
@@ -98,8 +102,15 @@ class Stages:
         self._inputs, self._folder, self._reporter = inputs, folder, reporter
         self._made: QuantizedModel | None = None
 
-    def do(self, stage: str, place: Path) -> None:
-        """Do one stage, writing to ``place``."""
+    def do(self, stage: str, place: Path, partial: Path) -> None:
+        """Do one stage.
+
+        Args:
+            stage: Its name.
+            place: Folder for what it writes.
+            partial: Folder for finished parts, which the next attempt finds again.
+        """
+        self._partial = partial
         getattr(self, f"_{stage}")(place)
 
     @cached_property
@@ -124,10 +135,14 @@ class Stages:
 
     def _quantize(self, place: Path) -> None:
         quantized = self._inputs.quantizer.quantize(
-            self._inputs.model, self._inputs.calibration, progress=self._reporter.progress
+            self._inputs.model,
+            self._inputs.calibration,
+            progress=self._reporter.progress,
+            partial=self._partial,
         )
         self._made = quantized
         write_encodings(quantized, place)
+        write_json(place / NOTES, quantized.notes)
         if self._inputs.entry.spec.capabilities.save_load:
             (place / SAVED).mkdir()
             quantized.save(place / SAVED)
@@ -165,12 +180,17 @@ class Stages:
             quantized = self._quantized()
             quantized.float_model = self._inputs.model
             quantized.evaluation = self._inputs.evaluation
+        measured = {}
         for name in names:
             (place / "export").mkdir(exist_ok=True)
             self._reporter.progress(f"export {name}", 0, None)
-            write_export(
+            written = write_export(
                 name, self._quantized(), place / "export", self._inputs.example, self._inputs.entry
             )
+            report = report_file(written)
+            if report.exists():
+                measured[name] = read_json(report).get("metrics", {})
+        write_json(place / EXPORTS, measured)
 
     def _report(self, place: Path) -> None:
         from quark_core.report.html import write_report
@@ -182,7 +202,9 @@ class Stages:
         if self._made is None:
             if self._inputs.entry.spec.capabilities.save_load:
                 model = self._inputs.model
-                self._made = self._inputs.quantizer.restore(model, self._folder / SAVED)
+                self._made = self._inputs.quantizer.restore(
+                    model, self._folder / SAVED, self._inputs.example
+                )
             else:
                 self._made = self._inputs.quantizer.quantize(
                     self._inputs.model, self._inputs.calibration, progress=self._reporter.progress

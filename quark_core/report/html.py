@@ -66,6 +66,7 @@ def render(records: Sequence[RunRecord], title: str) -> str:
             for record in records
             for warning in record.manifest.get("warnings", [])
         ],
+        notes=[(record.name, note) for record in records for note in record.notes],
         recipes=[
             (record.name, json.dumps(record.manifest["recipe"], indent=2, ensure_ascii=False))
             for record in records

@@ -10,10 +10,6 @@ from quark_core.errors import RunFolderError
 from quark_core.recipe.folder import read_json
 from quark_core.registry import registry
 
-EXPORT_REPORT = "report.json"
-"""What an export may leave in its folder for the report: ``title``, ``facts`` (name to text) and
-``tables``, each with ``title``, ``columns`` and ``rows`` of texts."""
-
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -34,6 +30,7 @@ class RunRecord:
         gates: Gates and whether they were kept.
         plan: What plan.json holds, or None.
         manifest: What manifest.json holds.
+        notes: What the backend noted.
         exports: What exports reported of themselves: title, facts and tables.
         error: Why it failed, if it is part of a comparison and did.
     """
@@ -52,6 +49,7 @@ class RunRecord:
     gates: list[dict[str, Any]] = field(default_factory=list)
     plan: dict[str, Any] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
@@ -102,7 +100,8 @@ def load_record(folder: Path) -> RunRecord:
         gates=metrics.get("gates", []),
         plan=_optional(folder / "plan.json") or None,
         manifest=manifest,
-        exports=[read_json(file) for file in sorted(folder.glob(f"export/*/{EXPORT_REPORT}"))],
+        notes=read_json(folder / "notes.json") if (folder / "notes.json").exists() else [],
+        exports=[_export(file) for file in _export_reports(folder / "export")],
     )
 
 
@@ -137,6 +136,21 @@ def _specs(quantizer: dict[str, Any]) -> str:
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
+
+
+def _export_reports(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*/report.json"), *folder.glob("*.report.json")])
+
+
+def _export(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    own = file.parent.name if file.name == "report.json" else file.name.split(".")[0]
+    numbers = {name: f"{float(value):.6g}" for name, value in found.get("metrics", {}).items()}
+    return {
+        "title": found.get("title", own),
+        "facts": {**numbers, **found.get("facts", {})},
+        "tables": found.get("tables", []),
+    }
 
 
 def _optional(file: Path) -> dict[str, Any]:

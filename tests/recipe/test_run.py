@@ -225,3 +225,65 @@ def test_brevitas_runs_the_same_recipe(recipe: Write, tmp_path: Path) -> None:
     brevitas = run_recipe(load_recipe(recipe(), quantizer="brevitas"), root=tmp_path)
     assert brevitas.metrics["float"] == native.metrics["float"]
     assert brevitas.metrics["quantized"]["sqnr"] > 20
+
+
+def test_notes_and_metrics_of_exports_are_recorded_and_shown(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quark_native.quantizer import NativeQuantizer
+
+    from quark_core.recipe import stages
+    from quark_core.report.record import load_record
+
+    def convert(self: Any, prepared: Any, plain: Any = NativeQuantizer.convert) -> Any:
+        quantized = plain(self, prepared)
+        quantized.notes.append("the branch saw 3 samples")
+        return quantized
+
+    def write(name: str, *rest: Any, plain: Any = stages.write_export) -> Path:
+        written: Path = plain(name, *rest)
+        report = stages.report_file(written)
+        assert report.parent in (written, written.parent)
+        report.write_text(json.dumps({"metrics": {"cycles": 12.5}}))
+        return written
+
+    monkeypatch.setattr(NativeQuantizer, "convert", convert)
+    monkeypatch.setattr(stages, "write_export", write)
+    result = run_recipe(load_recipe(recipe()), root=tmp_path)
+    assert _read(result.folder / "notes.json") == ["the branch saw 3 samples"]
+    assert result.exports == {"checkpoint": {"cycles": 12.5}, "encodings": {"cycles": 12.5}}
+    record = load_record(result.folder)
+    assert {export["title"] for export in record.exports} == {"checkpoint", "encodings"}
+    assert all(export["facts"] == {"cycles": "12.5"} for export in record.exports)
+    page = (result.folder / "report.html").read_text()
+    assert "the branch saw 3 samples" in page
+    assert run_recipe(load_recipe(recipe()), root=tmp_path).exports == result.exports
+
+
+def test_exports_get_a_batch_also_after_loading(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quark_core.recipe import stages
+
+    seen = []
+
+    def write(_name: str, quantized: Any, folder: Path, *_rest: Any) -> Path:
+        seen.append(quantized.example.args[0].shape)
+        (folder / "x").write_text("")
+        return folder / "x"
+
+    monkeypatch.setattr(stages, "write_export", write)
+    run_recipe(load_recipe(recipe({"export": ["checkpoint"]})), root=tmp_path)
+    run_recipe(load_recipe(recipe({"export": ["encodings"]})), root=tmp_path)
+    assert seen == [(8, 8), (8, 8)]
+
+
+def test_train_mode_is_noted() -> None:
+    from torch import nn
+
+    import quark_core
+
+    model = nn.Sequential(nn.Linear(8, 4))
+    config = {"name": "native", "weight": "int8"}
+    assert "train mode" in quark_core.quantize(model.train(), config).notes[0]
+    assert quark_core.quantize(model.eval(), config).notes == []

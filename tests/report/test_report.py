@@ -20,7 +20,7 @@ from quark_core.plan import Plan
 from quark_core.report import format as text
 from quark_core.report.charts import layer_bars, size_plot
 from quark_core.report.html import write_report
-from quark_core.report.record import EXPORT_REPORT, load_records
+from quark_core.report.record import load_records
 from quark_core.report.tables import comparison_table, export_tables, plan_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -61,7 +61,7 @@ def test_what_exports_tell_of_themselves(run_folder: Path, tmp_path: Path) -> No
     table = {"title": "figures", "columns": ["core", "cycles"], "rows": rows}
     long = {"title": "long", "columns": ["layer"], "rows": [["x"]] * 50}
     told = {"title": "compiler", "facts": {"left over": "2 add"}, "tables": [table, long]}
-    (place / EXPORT_REPORT).write_text(json.dumps(told))
+    (place / "report.json").write_text(json.dumps(told))
     (record,) = load_records(run_folder)
     assert record.exports == [told]
     printed = "".join(_printed(part) for part in export_tables(record))

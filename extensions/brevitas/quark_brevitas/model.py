@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from quark_brevitas.encodings import read
 from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
-from quark_core.formats import parse_format
 from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
@@ -98,15 +96,7 @@ class BrevitasModel(QuantizedModel):
             for name, tensor in self.module.state_dict().items()
             if not any(part.endswith("_quant") for part in name.split("."))
         }
-        encodings = self.encodings()
-        sizes = packed_sizes(tensors, encodings)
-        for encoding in encodings:
-            zeros = encoding.zero_point
-            if zeros is not None and zeros.is_floating_point() and not encoding.symmetric:
-                # Zero points between integers are stored like scales, not like codes.
-                wider = 32 - parse_format(encoding.format).bits
-                sizes[encoding.tensor] += ceil(zeros.numel() * wider / 8)
-        return sizes
+        return packed_sizes(tensors, self.encodings())
 
     def save(self, directory: Path) -> None:
         """Write the state as safetensors, and what it was made with as JSON."""

@@ -92,7 +92,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         """Hand the calibrated model out."""
         return BrevitasModel(prepared)
 
-    def load(self, model: nn.Module, directory: Path) -> BrevitasModel:
+    def load(
+        self, model: nn.Module, directory: Path, example: Batch | None = None
+    ) -> BrevitasModel:
         """Prepare the model again and load the saved state into it.
 
         Raises:
@@ -101,7 +103,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         changed = self.config.activation_equalization is not None or self.config.magr is not None
         moved = "codes" if self.config.algorithm is not None else ""
         return BrevitasModel.load_state(
-            self.prepare(model, self.plan(model)),
+            self.prepare(model, self.plan(model, example), example),
             directory,
             self._rewrite,
             "weights" if changed else moved,

@@ -49,13 +49,14 @@ class NativeQuantizer(ModelQuantizer[NativeConfig]):
         eager.freeze(prepared.model, prepared.plan, keep_float=self.config.keep_float)
         return self._quantized(prepared.model, prepared.plan)
 
-    def load(self, model: nn.Module, directory: Path) -> NativeModel:
+    def load(self, model: nn.Module, directory: Path, example: Batch | None = None) -> NativeModel:
         """Rebuild what :meth:`NativeModel.save` wrote, in eval mode.
 
         Args:
             model: The float model; left untouched. Only its structure is used, and its weights
                 where a layer is switched to float.
             directory: What was saved.
+            example: Not needed.
 
         Raises:
             QuantizationError: A file is missing or damaged, or does not fit the model.

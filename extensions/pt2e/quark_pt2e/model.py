@@ -47,7 +47,7 @@ class Pt2eModel(QuantizedModel):
 
     Attributes:
         layers: What each plan entry is in the graph.
-        example: One sample, from which the graph can be exported again.
+        sample: One sample, from which the graph can be exported again.
         config: The configuration it was made with.
         record: What calibration did: samples seen, samples spared, samples a branch.
     """
@@ -67,7 +67,7 @@ class Pt2eModel(QuantizedModel):
     ) -> None:
         super().__init__(module, plan)
         self.layers = dict(layers)
-        self.example = example
+        self.sample = example
         self.config = config
         self.record = dict(record)
         self._exports = exports
@@ -130,8 +130,8 @@ class Pt2eModel(QuantizedModel):
         torch.export.save(self.export_program(dynamic=self.module.samples is None), path)
         again = _graph_of(torch.export.load(path))
         with torch.no_grad():
-            expected = list(leaves(self.example.run(self.graph)))
-            found = list(leaves(self.example.run(again)))
+            expected = list(leaves(self.sample.run(self.graph)))
+            found = list(leaves(self.sample.run(again)))
         if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
             path.unlink()
             raise ExportError("the saved program computes something else", where=str(path))
@@ -181,7 +181,7 @@ class Pt2eModel(QuantizedModel):
         Raises:
             ExportError: torch.export refuses the graph.
         """
-        example, shapes = self.example, None
+        example, shapes = self.sample, None
         if dynamic:
             example = at_least_two(example)
             shapes = open_batch(example)

@@ -171,7 +171,7 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         runner.eval()
         return TrainableModel(runner, plan, layers=prepared.layers, finish=finish, record=record)
 
-    def load(self, model: nn.Module, directory: Path) -> Pt2eModel:
+    def load(self, model: nn.Module, directory: Path, example: Batch | None = None) -> Pt2eModel:
         """Load the saved program; the float model is not needed for it.
 
         Raises:

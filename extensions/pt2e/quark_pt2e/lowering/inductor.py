@@ -78,7 +78,7 @@ def _timed_batch(model: Pt2eModel) -> Batch:
     if model.evaluation is not None and model.module.samples is None:
         for item in model.evaluation:
             return as_batch(item).map(lambda leaf: leaf[:_TIMED_SAMPLES] if leaf.ndim else leaf)
-    return model.example
+    return model.sample
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

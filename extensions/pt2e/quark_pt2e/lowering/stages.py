@@ -253,7 +253,7 @@ def compare(model: Pt2eModel, probe: Probe, run: Run, limit: int) -> Comparison:
 def samples(model: Pt2eModel, limit: int) -> Iterator[tuple[Batch, int | None]]:
     """Single samples of the evaluation data with their class; the example where there are none."""
     if model.evaluation is None:
-        yield model.example, None
+        yield model.sample, None
         return
     count = 0
     for batch in map(as_batch, model.evaluation):

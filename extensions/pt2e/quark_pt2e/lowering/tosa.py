@@ -48,7 +48,7 @@ def check(model: Pt2eModel, lowered: Any) -> Comparison:
         lowered: Its edge program.
     """
     probe = Probe(model)
-    observed = lower(model, probe.program(model.example))
+    observed = lower(model, probe.program(model.sample))
     if edge.outside(observed) != edge.outside(lowered):
         # Looking into the program changed what is integer in it: only its outputs are told.
         probe, observed = Probe(model, layers=False), lowered
