@@ -52,8 +52,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
         limits.require(model, entries, self.config)
         on_graph = rotation.works_on_graph(self.config) and not traced
-        if on_graph and example is not None:
-            rotation.require_regions(model, self.config, example.beside(model))
+        if rotation.works_on_graph(self.config) and (traced or example is not None):
+            seen = preparation.preprocess(copy.deepcopy(model), self.config) if traced else model
+            beside = example.beside(model) if example is not None else None
+            rotation.require_regions(seen, self.config, beside)
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
@@ -76,15 +78,15 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
         model.eval()
-        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
-        if sites:
-            model = attention.put_sites(model, sites)
-            counterparts |= dict.fromkeys(sites)
         notes: list[str] = []
         if self.config.rotation is not None or rotation.works_on_graph(self.config):
             quantized = [entry.name for entry in plan.quantized]
             notes = rotation.transform(model, self.config, beside, quantized)
             counterparts = {entry.name: None for entry in plan.entries}
+        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
+        if sites:
+            model = attention.put_sites(model, sites)
+            counterparts |= dict.fromkeys(sites)
         prepared = Prepared(model, plan, beside, counterparts, notes=notes)
         if not any(stage.before for stage in self._stages(plan)):
             self._rewrite(prepared)
