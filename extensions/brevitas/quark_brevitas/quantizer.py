@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import attention, limits, preparation, rotation
+from quark_brevitas import attention, limits, multihead, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
@@ -33,6 +33,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             QuantizationError: The configuration needs a traced graph and the model has none, or
                 asks for something that a layer's shape does not allow.
         """
+        if self._splits(model):
+            model = copy.deepcopy(model)
+            multihead.split_all(model)
         found = [
             (target, module)
             for target, module in module_targets(model, preparation.OPS)
@@ -70,11 +73,13 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
         """Preprocess the model, and rewrite it unless passes over the float model come first."""
         counterparts: dict[str, str | None] = {}
+        if self._splits(model):
+            counterparts = dict.fromkeys(multihead.split_all(model))
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
-                counterparts = preparation.folded_into(model)
+                counterparts |= preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
         model.eval()
@@ -191,6 +196,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             )
         roles = io_roles(model, [target.name for target in targets], example)
         return [replace(target, io=roles[target.name]) for target in targets]
+
+    def _splits(self, model: nn.Module) -> bool:
+        """Whether there is attention to take apart; fx could not see through what comes of it."""
+        return self.config.backend != "fx" and any(map(multihead.can_split, model.modules()))
 
     def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
         """Where attention is called, if the configuration asks for it."""
