@@ -77,14 +77,14 @@ class SplitAttention(nn.Module):
 
     def _heads(self, tensor: Tensor) -> Tensor:
         width = self.embed_dim // self.num_heads
-        return tensor.unflatten(-1, (self.num_heads, width)).transpose(-3, -2)
+        return torch.unflatten(tensor, -1, (self.num_heads, width)).transpose(-3, -2)
 
     def _mask(self, attn: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
         found = None
         if attn is not None:
             found = _additive(attn, like)
             if found.ndim == 3 and like.ndim == 4:
-                found = found.unflatten(0, (-1, self.num_heads))
+                found = torch.unflatten(found, 0, (-1, self.num_heads))
         if padding is not None:
             hidden = _additive(padding, like)[..., None, None, :]
             found = hidden if found is None else found + hidden

@@ -172,10 +172,10 @@ def _cases(part: str) -> list[dict[str, Any]]:
             if backend == "layerwise" or text == "int8"
         ]
     if part == "options":
-        # A sample: each option alone in each context, and every fourth pair in one of them.
-        alone = [{**context, **option} for context in CONTEXTS for option in OPTIONS]
-        pairs = itertools.islice(itertools.combinations(OPTIONS, 2), 0, None, 4)
-        return alone + [
+        # A sample: each option alone in every second context, and every eighth pair in one.
+        alone = list(itertools.product(CONTEXTS, OPTIONS))[::2]
+        pairs = list(itertools.combinations(OPTIONS, 2))[::8]
+        return [{**context, **option} for context, option in alone] + [
             {**context, **first, **second}
             for (first, second), context in zip(pairs, itertools.cycle(CONTEXTS), strict=False)
         ]
