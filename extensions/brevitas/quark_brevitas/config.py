@@ -277,9 +277,11 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 "calibrate_bn: BatchNorm is folded away by then: write merge_bn: false too"
             )
-        if not self.equalize_iterations:
-            for name in {"equalize_scale", "equalize_bias_shrinkage"} & self.model_fields_set:
-                raise ValueError(f"{name}: nothing is equalized: give equalize_iterations")
+        refinements = {"equalize_scale", "equalize_bias_shrinkage"} & self.model_fields_set
+        if refinements and not self.equalize_iterations:
+            raise ValueError(
+                f"{min(refinements)}: nothing is equalized: give equalize_iterations, such as 20"
+            )
         if self.equalize_bias_shrinkage is not None and not self.equalize_merge_bias:
             raise ValueError(
                 "equalize_bias_shrinkage: biases do not count: write equalize_merge_bias: true"

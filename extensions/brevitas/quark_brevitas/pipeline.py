@@ -47,9 +47,6 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
     found = []
     if traced:
         found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
-    if any(entry.op == OP for entry in entries):
-        reason = "calls of attention become modules, in which quantizers find a place"
-        found.append(Stage("attention", reason))
     if config.merge_layernorm:
         reason = "norms stop weighing channels, which rotations and LayerNorm's mean ask for"
         found.append(Stage("merge layernorm", reason))
@@ -63,6 +60,9 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
             "fused": "along the residual stream, before scales are taken; norms are merged by now",
         }[config.rotation.mode]
         found.append(Stage("rotation", reason))
+    if any(entry.op == OP for entry in entries):
+        reason = "calls of attention become modules, in which quantizers find a place"
+        found.append(Stage("attention", reason))
     if config.activation_equalization is not None:
         reason = "moves the size of inputs into weights before scales are taken from either"
         found.append(Stage("activation equalization", reason, _equalize(config), before=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import attention, limits, preparation, rotation
+from quark_brevitas import attention, limits, multihead, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
@@ -33,6 +33,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             QuantizationError: The configuration needs a traced graph and the model has none, or
                 asks for something that a layer's shape does not allow.
         """
+        if self._splits(model):
+            model = copy.deepcopy(model)
+            multihead.split_all(model)
         found = [
             (target, module)
             for target, module in module_targets(model, preparation.OPS)
@@ -52,8 +55,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
         limits.require(model, entries, self.config)
         on_graph = rotation.works_on_graph(self.config) and not traced
-        if on_graph and example is not None:
-            rotation.require_regions(model, self.config, example.beside(model))
+        if rotation.works_on_graph(self.config) and (traced or example is not None):
+            seen = preparation.preprocess(copy.deepcopy(model), self.config) if traced else model
+            beside = example.beside(model) if example is not None else None
+            rotation.require_regions(seen, self.config, beside)
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
@@ -71,23 +76,25 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         import brevitas.graph  # noqa: F401
 
         counterparts: dict[str, str | None] = {}
+        if self._splits(model):
+            counterparts = dict.fromkeys(multihead.split_all(model))
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
-                counterparts = preparation.folded_into(model)
+                counterparts |= preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
         model.eval()
-        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
-        if sites:
-            model = attention.put_sites(model, sites)
-            counterparts |= dict.fromkeys(sites)
         notes: list[str] = []
         if self.config.rotation is not None or rotation.works_on_graph(self.config):
             quantized = [entry.name for entry in plan.quantized]
             notes = rotation.transform(model, self.config, beside, quantized)
             counterparts = {entry.name: None for entry in plan.entries}
+        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
+        if sites:
+            model = attention.put_sites(model, sites)
+            counterparts |= dict.fromkeys(sites)
         prepared = Prepared(model, plan, beside, counterparts, notes=notes)
         if not any(stage.before for stage in self._stages(plan)):
             self._rewrite(prepared)
@@ -193,6 +200,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             )
         roles = io_roles(model, [target.name for target in targets], example)
         return [replace(target, io=roles[target.name]) for target in targets]
+
+    def _splits(self, model: nn.Module) -> bool:
+        """Whether there is attention to take apart; fx could not see through what comes of it."""
+        return self.config.backend != "fx" and any(map(multihead.can_split, model.modules()))
 
     def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
         """Where attention is called, if the configuration asks for it."""

@@ -6,6 +6,7 @@ the residual stream is rotated: outliers of single channels spread over all of t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,14 +78,19 @@ def view_of(model: nn.Module, example: Batch | None) -> Any:
     return record(model, example)
 
 
-def require_regions(model: nn.Module, config: BrevitasConfig, example: Batch) -> None:
+def require_regions(model: nn.Module, config: BrevitasConfig, example: Batch | None) -> None:
     """Refuse a rotation of the graph where the graph has nothing to rotate.
+
+    Args:
+        model: The float model, which stays as it is, or its traced graph.
+        config: The configuration.
+        example: One batch; needed unless the model is traced.
 
     Raises:
         QuantizationError: With the reason, as far as it can be told.
     """
     with plain_norms(model):
-        view = record(model, example)
+        view = view_of(model, example)
         kinds = {type(module) for module in model.modules()}
         if config.layernorm_to_rmsnorm and not any(_layer_norms(view)):
             raise QuantizationError(
@@ -100,8 +106,12 @@ def require_regions(model: nn.Module, config: BrevitasConfig, example: Batch) ->
             )
         if config.rotation is None or config.rotation.mode == "layerwise":
             return
-        if config.layernorm_to_rmsnorm or _equalization(config.rotation, set()).found(view):
-            return  # whether those then LayerNorms rotate is known when they are gone
+        if config.layernorm_to_rmsnorm:
+            # What can be rotated is known when LayerNorms are gone.
+            transform(copy.deepcopy(model), config, example, ())
+            return
+        if _equalization(config.rotation, set()).found(view):
+            return
     norms = nn.LayerNorm in kinds
     fix = "layernorm_to_rmsnorm: true, or " if norms else ""
     raise QuantizationError(
