@@ -15,6 +15,17 @@ _ENGINE = (
 )
 
 
+class Accumulator(FrozenModel):
+    """Keep sums of products of codes within an integer register, whatever the inputs are (AXE)."""
+
+    bits: int = Field(ge=8, le=32, description="Bits of the register, sign included.")
+    tile: int | None = Field(
+        default=None,
+        ge=2,
+        description="Products summed up in one register; null is all of a dot product.",
+    )
+
+
 class GPTQ(FrozenModel):
     """Round column by column, moving the rest of a row to make up for each error."""
 
@@ -26,6 +37,9 @@ class GPTQ(FrozenModel):
     damping: float = Field(
         default=0.01, gt=0, le=1, description="Added to the diagonal, as a share of its mean."
     )
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -34,6 +48,9 @@ class GPFQ(FrozenModel):
 
     name: Literal["gpfq"] = "gpfq"
     act_order: bool = Field(default=False, description="Columns with the largest inputs first.")
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -92,3 +109,8 @@ Algorithm = Annotated[
 
 TWO_STREAMS = ("gpfq", "qronos")
 """Algorithms that compare quantized with float inputs."""
+
+
+def accumulator_of(algorithm: Algorithm | None) -> Accumulator | None:
+    """The register an algorithm keeps to, if any."""
+    return algorithm.accumulator if isinstance(algorithm, GPTQ | GPFQ) else None
