@@ -97,8 +97,25 @@ class MagR(FrozenModel):
     steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
 
 
+_OTHERS = {
+    "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
+    "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
+    "svdquant": "Brevitas 0.13 has SVDQuant in its examples only, and none of its exports holds the "
+    "float layers it adds: write algorithm: gptq",
+    "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
+    "{bits: 16}}",
+    "hqo": "HQO searches scales, not codes: write hqo: true",
+    "magr": "MagR comes before an algorithm: write magr: {}",
+}
+"""What users of Brevitas may look for here, and what to write instead."""
+
+
 def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    named = {"name": value} if isinstance(value, str) else value
+    name = named.get("name") if isinstance(named, dict) else None
+    if name in _OTHERS:
+        raise ValueError(_OTHERS[name])
+    return named
 
 
 Algorithm = Annotated[
