@@ -100,8 +100,8 @@ class MagR(FrozenModel):
 _OTHERS = {
     "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
     "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
-    "svdquant": "Brevitas 0.13 has SVDQuant in its examples only, and none of its exports holds the "
-    "float layers it adds: write algorithm: gptq",
+    "svdquant": "Brevitas 0.13 has SVDQuant in its examples only, as float layers beside quantized "
+    "ones: write algorithm: gptq",
     "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
     "{bits: 16}}",
     "hqo": "HQO searches scales, not codes: write hqo: true",
