@@ -12,7 +12,7 @@ from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
 from quark_brevitas.model import Prepared
-from quark_brevitas.options import LearnedRound
+from quark_brevitas.options import LearnedRound, accumulator_of
 from quark_core.plan import PlanEntry
 
 Run = Callable[[Prepared], Iterator[str]]
@@ -76,6 +76,8 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         found.append(Stage("calibrate", reason, _calibrate))
     if config.algorithm is not None:
         reason = "chooses codes of weights on scales that are known by now"
+        if (register := accumulator_of(config.algorithm)) is not None:
+            reason += f", within accumulators of {register.bits} bits"
         found.append(Stage(config.algorithm.name, reason, _algorithm(config)))
     if config.calibrate_bn:
         reason = "statistics of the quantized layers before, whose weights are final"

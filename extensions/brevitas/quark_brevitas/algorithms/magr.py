@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quark_brevitas.algorithms.balls import l1_cut
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
@@ -28,8 +29,6 @@ from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.options import MagR
 from quark_core.batch import Batch
 from quark_core.partial import Partial
-
-_NEWTON = 30
 
 
 class Shrinking:
@@ -95,19 +94,6 @@ def _shrink(weight: Tensor, moments: Tensor, options: MagR) -> Tensor:
 
 
 def _onto_l1_ball(rows: Tensor) -> Tensor:
-    """Each row, or the nearest point of the unit l1 ball if it lies outside.
-
-    That point has all magnitudes cut by the t at which f(t) = sum max(|x| - t, 0) is 1. f is
-    convex, so Newton's steps from the left of t never pass it, and end exactly after as many as f
-    has kinks in between, which are few; sorting every row takes several times longer.
-    """
+    """Each row, or the nearest point of the unit l1 ball if it lies outside."""
     sizes = rows.abs()
-    largest, count = sizes.amax(1, keepdim=True), rows.shape[1]
-    cut = torch.maximum(largest - 1, (sizes.sum(1, keepdim=True) - 1) / count).clamp_(min=0)
-    for _ in range(_NEWTON):
-        over = (sizes - cut).clamp_(min=0)
-        step = (over.sum(1, keepdim=True) - 1) / over.count_nonzero(1).clamp_(min=1)[:, None]
-        cut = cut + step.clamp_(min=0)
-        if bool((step <= 1e-6 * (1 + cut)).all()):
-            break
-    return rows.sign() * (sizes - cut).clamp_(min=0)
+    return rows.sign() * (sizes - l1_cut(sizes, 1.0)).clamp_(min=0)

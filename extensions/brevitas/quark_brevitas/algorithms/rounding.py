@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quark_brevitas.algorithms import solve
+from quark_brevitas.algorithms import accumulate, solve
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
@@ -21,7 +21,7 @@ from quark_brevitas.algorithms.columns import (
 from quark_brevitas.algorithms.grid import Grid
 from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.walk import Step, Walk
-from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos
+from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos, accumulator_of
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
 from quark_core.partial import Partial
@@ -119,24 +119,35 @@ class Rounding:
         weights = weight_rows(layer.weight, groups)
         size = weights.shape[1]
         rounded = [
-            self._solve(weights[at], at, grid, slice(at * size, (at + 1) * size))
+            self._solve(name, weights[at], at, grid, slice(at * size, (at + 1) * size))
             for at in range(groups)
         ]
         found = torch.stack(rounded).reshape(layer.weight.shape)
         layer.weight.data.copy_(found)
 
-    def _solve(self, weight: Tensor, group: int, grid: Grid, rows: slice) -> Tensor:
-        options = self._options
+    def _solve(self, name: str, weight: Tensor, group: int, grid: Grid, rows: slice) -> Tensor:
+        options, register = self._options, accumulator_of(self._options)
+        inputs, limit = self._entries[name].input, None
+        if register is not None and inputs is not None:
+            limit = accumulate.limit(weight, grid, rows, accumulate.input_codes(inputs), register)
         assert self._moments is not None
         moments = self._moments[group]
         if isinstance(options, GPTQ):
             return solve.gptq(
-                weight, moments, grid, rows, act_order=options.act_order, damping=options.damping
+                weight,
+                moments,
+                grid,
+                rows,
+                act_order=options.act_order,
+                damping=options.damping,
+                limit=limit,
             )
         assert self._mixed is not None
         mixed = self._mixed[group]
         if isinstance(options, GPFQ):
-            return solve.gpfq(weight, moments, mixed, grid, rows, act_order=options.act_order)
+            return solve.gpfq(
+                weight, moments, mixed, grid, rows, act_order=options.act_order, limit=limit
+            )
         return solve.qronos(
             weight,
             moments,
