@@ -70,7 +70,7 @@ $(VENV)/.llm: $(VENV)/.installed
 
 # ExecuTorch with Vela, the TOSA reference model and the VGF converter: most of a gigabyte.
 $(VENV)/.ethosu: $(VENV)/.installed
-	$(PIP) --editable ./extensions/pt2e[vgf]
+	$(PIP) --editable ./extensions/pt2e[vgf,onnx]
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

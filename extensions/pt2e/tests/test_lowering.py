@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,34 @@ def test_vgf_files(
     told = json.loads((tmp_path / "vgf" / "report.json").read_text())
     assert told["metrics"]["VGF programs"] == 1
     assert told["metrics"]["operations left to the CPU"] == 0
+
+
+def test_onnx_needs_its_packages(
+    golden_model: nn.Module,
+    golden_inputs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quantized = _quantize(golden_model, golden_inputs, **INT8)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependencyError, match=r"quark-pt2e\[onnx\]"):
+        quantized.export("onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8_global", "a16w8_global"])
+def test_onnx_runs_and_agrees(
+    name: str, golden_model: nn.Module, golden_inputs: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="pip install quark-pt2e[onnx]")
+    quantized = _quantize(golden_model, golden_inputs, **CONFIGS[name])
+    quantized.export("onnx", tmp_path / "onnx")
+    told = json.loads((tmp_path / "onnx" / "report.json").read_text())
+    assert (tmp_path / "onnx" / "model.onnx").stat().st_size == told["metrics"]["bytes"]
+    assert "QuantizeLinear" in told["facts"]["operations"]
+    assert told["metrics"]["samples compared"] == 16
+    assert told["metrics"]["sqnr onnxruntime against fake-quant dB"] > 30
 
 
 def test_figures_of_parts() -> None:
