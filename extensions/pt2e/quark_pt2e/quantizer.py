@@ -139,23 +139,24 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
             with torch.no_grad():
                 prepared.captured.example.run(prepared.runner)
         prepared.counter.close()
-        notes = list(prepared.plan.warnings)
+        told = list(prepared.plan.warnings)
         for branch, seen in prepared.counter.seen.items():
             if seen == 0 and prepared.samples and self._into_branches:
-                notes.append(f"no sample took the branch {branch}: its ranges mean nothing")
-                warnings.warn(notes[-1], stacklevel=2)
+                told.append(f"no sample took the branch {branch}: its ranges mean nothing")
+                warnings.warn(told[-1], stacklevel=2)
         record = {
             "samples": prepared.samples,
             "skipped": prepared.skipped,
             "branches": dict(prepared.counter.seen),
             "batch": "dynamic" if prepared.captured.dynamic else "static",
         }
-        plan = dataclasses.replace(prepared.plan, warnings=tuple(notes))
+        plan = dataclasses.replace(prepared.plan, warnings=tuple(told))
+        notes = _notes(prepared)
         graph = prepared.runner.graph
 
         def finish(graph: fx.GraphModule) -> Pt2eModel:
             converted = convert_all(graph, convert_pt2e, into_branches=self._into_branches)
-            return Pt2eModel(
+            made = Pt2eModel(
                 GraphRunner(converted, prepared.runner.samples),
                 plan,
                 layers=_moved(prepared.layers, converted) if self.config.qat else prepared.layers,
@@ -164,12 +165,16 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
                 exports=self.exports,
                 record=record,
             )
+            made.notes = list(notes)
+            return made
 
         if not self.config.qat:
             return finish(graph)
         runner = TrainableRunner(graph, prepared.runner.samples)
         runner.eval()
-        return TrainableModel(runner, plan, layers=prepared.layers, finish=finish, record=record)
+        model = TrainableModel(runner, plan, layers=prepared.layers, finish=finish, record=record)
+        model.notes = [*notes, "fake-quantized for training; exports and files are converted"]
+        return model
 
     def load(self, model: nn.Module, directory: Path, example: Batch | None = None) -> Pt2eModel:
         """Load the saved program; the float model is not needed for it.
@@ -211,12 +216,7 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         notes = findings.warnings(captured.graph, into_branches=self._into_branches)
         followers = findings.batch_norms(captured.graph)
         recorder = _Recorder(self.build(namer), namer if qat else None)
-        prepare = prepare_qat_pt2e if qat else prepare_pt2e
-        graph = prepare_all(
-            captured.graph,
-            lambda part: prepare(part, recorder),
-            into_branches=self._into_branches,
-        )
+        graph = self._prepared(captured.graph, recorder)
         self._require_kind(graph)
         if qat:
             training.set_mode(graph, training=False, observing=True)
@@ -251,6 +251,22 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
             BranchCounter(graph),
             None if settle is None else Ranges(graph, settle.tolerance, settle.patience),
         )
+
+    def _prepared(self, graph: fx.GraphModule, quantizer: Quantizer) -> fx.GraphModule:
+        prepare = prepare_qat_pt2e if self.config.qat else prepare_pt2e
+        try:
+            return prepare_all(
+                graph, lambda part: prepare(part, quantizer), into_branches=self._into_branches
+            )
+        except ValueError as error:
+            if "more than one output node" not in str(error):
+                raise
+            raise QuantizationError(
+                f"{self.describe()} cannot tell apart the calls of a module called several times",
+                where=f"quantizer {self.config.name}",
+                cause=str(error).splitlines()[0],
+                fix="Give each call a module of its own, activations included",
+            ) from error
 
     def _require_trainable(self, graph: fx.GraphModule) -> None:
         for node in graph.graph.nodes:
@@ -318,6 +334,22 @@ class _Recorder(Quantizer):  # type: ignore[misc]
 
     def prepare_obs_or_fq_callback(self, model: fx.GraphModule, *rest: Any) -> None:
         self._inner.prepare_obs_or_fq_callback(model, *rest)
+
+
+def _notes(prepared: Observed) -> list[str]:
+    """What calibration did, in sentences."""
+    notes = []
+    for branch, seen in prepared.counter.seen.items():
+        notes.append(f"{seen} of {prepared.samples} calibration samples took the branch {branch}")
+    if prepared.skipped:
+        total = prepared.samples + prepared.skipped
+        notes.append(
+            f"calibration stopped after {prepared.samples} of {total} samples: no range moved any "
+            "more (settle)"
+        )
+    if not prepared.captured.dynamic:
+        notes.append("the graph takes one sample at a time: larger batches are cut up")
+    return notes
 
 
 def _layers(sites: list[Site], followers: Mapping[str, str]) -> dict[str, Layer]:

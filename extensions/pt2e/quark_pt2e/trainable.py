@@ -73,6 +73,7 @@ class TrainableModel(QuantizedModel):
         converted = self._converted[1]
         converted.float_tensors = self.float_tensors
         converted.float_model, converted.evaluation = self.float_model, self.evaluation
+        converted.example, converted.notes = self.example, list(self.notes)
         return converted
 
     def _convert(self) -> Pt2eModel:

@@ -12,6 +12,7 @@ from quark_pt2e import schemes
 from quark_pt2e.backends.arm import EthosUBackend, TosaBackend, VgfBackend
 from quark_pt2e.config.arm import EthosUConfig, TosaConfig, VgfConfig
 from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from quark_core.errors import ConfigError, QuantizationError, UnmatchedRuleError
 from quark_core.plan import Plan
@@ -115,6 +116,14 @@ def test_what_matches_nothing_is_an_error(precedence: Any, golden_model: nn.Modu
         ({"input": "int8/percentile:99"}, "observer percentile"),
         ({"composable": False}, "add precedence: executorch"),
         ({"vela_flags": ["--a b"]}, "cut at blanks"),
+        ({"config_arguments": {"bits": 3}}, "takes no such argument.*act_qmin, act_qmax"),
+        ({"config_arguments": {"is_qat": True}}, "is_qat: write qat: true instead"),
+        ({"config_arguments": {"act_qmin": -129}}, "no code of int8"),
+        ({"config_arguments": {"act_qmin": 5, "act_qmax": 5}}, "5 is not below 5"),
+        (
+            {"input": "int8", "weight": "int4", "config_arguments": {"weight_qmax": 15}},
+            "no code of int4",
+        ),
         (
             {"precedence": "executorch", "rules": [{"op": "add", "skip": True}]},
             "knows rules with one of name, type",
@@ -145,6 +154,38 @@ def test_vgf_and_tosa_quantize(golden_model: nn.Module, golden_inputs: Any) -> N
     assert torch.allclose(low, (-127 - zero) * scale)
     tosa = TosaBackend(TosaConfig(name="tosa", weight="int8", input="int8"))
     assert len(tosa.quantize(golden_model, [images]).plan.quantized) == 19
+
+
+def test_arguments_of_their_own_configurations(golden_model: nn.Module, golden_inputs: Any) -> None:
+    from executorch.backends.arm.ethosu import EthosUCompileSpec
+    from executorch.backends.arm.quantizer import (
+        EthosUQuantizer,
+        get_symmetric_quantization_config,
+    )
+
+    images = torch.from_numpy(golden_inputs["calib"])
+    arguments = {"act_qmin": -100, "act_qmax": 90, "weight_qmin": -63, "weight_qmax": 63}
+    config = EthosUConfig(
+        name="ethos-u",
+        **{**schemes.int8(), "weight": "int8/channel"},
+        batch="static",
+        config_arguments=arguments,
+    )
+    quantized = EthosUBackend(config).quantize(golden_model, list(images[:, None]))
+    theirs = EthosUQuantizer(EthosUCompileSpec("ethos-u55-128"))
+    theirs.set_global(get_symmetric_quantization_config(**arguments))
+    with torch.no_grad():
+        program = torch.export.export(golden_model, (images[:1],))
+        prepared = prepare_pt2e(program.module(check_guards=False), theirs)
+        for image in images:
+            prepared(image[None])
+        converted = convert_pt2e(prepared)
+        expected = torch.cat([converted(image[None]) for image in images])
+    assert torch.equal(quantized(images), expected)
+    weight = next(row for row in quantized.encodings() if row.tensor == "head.weight")
+    assert weight.max is not None
+    assert weight.scale is not None
+    assert torch.equal(weight.max, 63 * weight.scale)
 
 
 def test_pass_options_reach_the_compiler() -> None:

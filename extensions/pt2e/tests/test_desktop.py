@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from quark_core.errors import ConfigError, UnmatchedRuleError
+from quark_core.errors import ConfigError, QuantizationError, UnmatchedRuleError
 
 INT8 = {"weight": "int8/channel", "input": "int8/mse"}
 
@@ -117,6 +117,18 @@ def test_xnnpack_runs_in_its_runtime(
     against = told["facts"]["runtime against fake-quant"]
     assert float(against.removesuffix(" dB")) > 25
     assert (tmp_path / "xnnpack" / "model.pte").read_bytes()[4:6] == b"ET"
+    # Layer by layer: what the runtime computes inside.
+    assert told["facts"]["program with layers as outputs"] == "same outputs"
+    layers = {row[0]: row for row in told["tables"][2]["rows"]}
+    assert {"block1.pw", "block2.add", "expand", "head"} <= layers.keys()
+    assert int(layers["block1.dw"][5]) <= 2
+    # Roundings add up from layer to layer.
+    assert float(layers["block1.dw"][3]) > float(layers["head"][3]) + 5
+    numbers = told["metrics"]
+    assert numbers["sqnr runtime against fake-quant dB"] == pytest.approx(
+        float(against.removesuffix(" dB")), abs=0.06
+    )
+    assert numbers[".pte bytes"] == (tmp_path / "xnnpack" / "model.pte").stat().st_size
 
 
 @pytest.mark.slow
@@ -132,6 +144,10 @@ def test_inductor_compiles(
     programs = [row[0] for row in told["tables"][0]["rows"]]
     assert programs == ["int8 compiled", "float compiled", "float eager"]
     assert float(told["tables"][1]["rows"][0][3]) > 30
+    assert told["facts"]["program with layers as outputs"].startswith(("same outputs", "outputs "))
+    assert {"block1.add", "expand"} <= {row[0] for row in told["tables"][-1]["rows"]}
+    assert told["metrics"]["float compiled ms"] > 0
+    assert told["metrics"]["speedup over float compiled"] > 0
 
 
 def test_saved_and_loaded(golden_model: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -164,6 +180,26 @@ def test_pt2_is_loaded_in_another_process(
     )
     arguments = [str(file), str(tmp_path / "images.pt"), str(tmp_path / "expected.pt")]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+class Twice(nn.Module):
+    """One activation module behind a convolution and behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv1d(4, 4, 3, padding=1), nn.ReLU()
+        self.hidden, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.act(self.conv(x))
+        out: Tensor = self.last(self.act(self.hidden(x.mean(1))))
+        return out
+
+
+def test_modules_called_twice_are_refused_in_plain_words() -> None:
+    backend = X86InductorBackend(X86InductorConfig(name="x86-inductor", **INT8))
+    with pytest.raises(QuantizationError, match="calls of a module called several times"):
+        backend.make_plan(Twice().eval(), torch.randn(2, 4, 16))
 
 
 def test_refused_before_any_work() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from quark_core.errors import (
     ConfigError,
+    ExportError,
     MissingDependencyError,
     QuantizationError,
     QuarkError,
@@ -214,3 +216,35 @@ def test_import_paths_are_code() -> None:
     # With a fault of its own, the recipe is told everything at once.
     with pytest.raises(QuarkError, match="quantizer 'pt2e' runs Python code"):
         load_recipe(recipe, allow_code=False)
+
+
+@pytest.fixture
+def layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+@pytest.mark.slow
+def test_cortex_m_kernels(layers: nn.Module, tmp_path: Path) -> None:
+    inputs = torch.randn(32, 16, generator=torch.Generator().manual_seed(2))
+    quantized = PresetBackend(PresetConfig(name="cortex-m")).quantize(layers, [inputs])
+    quantized.float_model, quantized.evaluation = layers, [inputs]
+    quantized.export("cortex-m", tmp_path / "out")
+    assert (tmp_path / "out" / "model.pte").read_bytes()[4:6] == b"ET"
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "2 quantized_linear" in told["facts"]["Cortex-M kernels"]
+    assert told["facts"]["left to portable operators"] == "nothing"
+    assert told["metrics"]["samples compared"] == 32
+    assert told["metrics"]["equal output codes"] > 0.8
+    assert told["metrics"]["largest difference LSB"] <= 2
+
+
+@pytest.mark.slow
+def test_vulkan_programs(layers: nn.Module, tmp_path: Path) -> None:
+    quantized = PresetBackend(PresetConfig(name="vulkan")).quantize(layers, [torch.randn(8, 16)])
+    quantized.export("vulkan", tmp_path / "out")
+    assert (tmp_path / "out" / "model.pte").read_bytes()[4:6] == b"ET"
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["metrics"]["Vulkan parts"] == 1
+    with pytest.raises(ExportError, match=r"no export 'cortex-m'.*vulkan, onnx, pt2"):
+        quantized.export("cortex-m", tmp_path / "other")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from quark_pt2e import schemes
-from quark_pt2e.backends.arm import EthosUBackend
-from quark_pt2e.config.arm import EthosUConfig
-from quark_pt2e.lowering import edge, stages, tosa, vela
+from quark_pt2e.backends.arm import EthosUBackend, VgfBackend
+from quark_pt2e.config.arm import EthosUConfig, VgfConfig
+from quark_pt2e.lowering import edge, stages, tosa, vela, vgf
 from torch import nn
 
 from quark_core.batch import Batch
-from quark_core.errors import ExportError
+from quark_core.errors import ExportError, MissingDependencyError
 
 GOLDEN = Path(__file__).parent / "golden"
 INT8, A16W8, UINT8 = schemes.int8(), schemes.a16w8(), schemes.uint8_io()
@@ -106,10 +109,16 @@ def test_exports(golden_model: nn.Module, golden_inputs: Any, tmp_path: Path) ->
         assert program[4:6] == b"ET"
         assert len(program) == int(row[".pte bytes"])
         assert "Network summary" in (tmp_path / "ethos-u" / f"{target}.vela.txt").read_text()
+        numbers = device["metrics"]
+        assert numbers[f"{target} cycles"] == int(row["cycles"])
+        assert numbers[f"{target} off-chip KiB"] == float(row["off-chip KiB"])
     # U55's weights lie in flash, U85's in the same memory as everything else.
     assert float(rows["ethos-u55-128"]["off-chip KiB"]) > 1
     told = json.loads((tmp_path / "tosa" / "report.json").read_text())
     assert told["facts"]["samples compared"] == "5"
+    assert told["metrics"]["samples compared"] == 5
+    assert 0.5 < told["metrics"]["equal output codes"] <= 1
+    assert told["metrics"]["sqnr integer against fake-quant dB"] > 25
     assert told["facts"]["left to the CPU"] == "nothing"
     layers = [row[0] for row in told["tables"][0]["rows"]]
     assert {"output", "block1.pw", "block2.add", "head"} <= set(layers)
@@ -127,6 +136,60 @@ def test_several_parts_are_added_up(
     assert "2 convolution" in told["facts"]["left to the CPU, ethos-u85-256"]
     row = dict(zip(told["tables"][0]["columns"], told["tables"][0]["rows"][0], strict=True))
     assert 0 < int(row["MACs"]) < 190_000
+
+
+def test_vgf_files(
+    golden_model: nn.Module,
+    golden_inputs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = VgfConfig(name="vgf", **INT8)
+    images = torch.from_numpy(golden_inputs["calib"])
+    quantized = VgfBackend(config).quantize(golden_model, [images])
+    with monkeypatch.context() as changed:
+        changed.delenv("MODEL_CONVERTER_PATH", raising=False)
+        changed.setattr(vgf.shutil, "which", lambda *_args, **_more: None)
+        with pytest.raises(MissingDependencyError, match=r"model converter.*quark-pt2e\[vgf\]"):
+            quantized.export("vgf", tmp_path / "vgf")
+    assert not (tmp_path / "vgf").exists()
+    scripts = sysconfig.get_path("scripts")
+    if not (shutil.which("model-converter") or shutil.which("model-converter", path=scripts)):
+        pytest.skip("Arm's model converter is not installed: pip install quark-pt2e[vgf]")
+    quantized.export("vgf", tmp_path / "vgf")
+    assert (tmp_path / "vgf" / "part0.vgf").read_bytes()[:4] == b"VGF1"
+    assert (tmp_path / "vgf" / "model.pte").read_bytes()[4:6] == b"ET"
+    told = json.loads((tmp_path / "vgf" / "report.json").read_text())
+    assert told["metrics"]["VGF programs"] == 1
+    assert told["metrics"]["operations left to the CPU"] == 0
+
+
+def test_onnx_needs_its_packages(
+    golden_model: nn.Module,
+    golden_inputs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quantized = _quantize(golden_model, golden_inputs, **INT8)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependencyError, match=r"quark-pt2e\[onnx\]"):
+        quantized.export("onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8_global", "a16w8_global"])
+def test_onnx_runs_and_agrees(
+    name: str, golden_model: nn.Module, golden_inputs: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="pip install quark-pt2e[onnx]")
+    quantized = _quantize(golden_model, golden_inputs, **CONFIGS[name])
+    quantized.export("onnx", tmp_path / "onnx")
+    told = json.loads((tmp_path / "onnx" / "report.json").read_text())
+    assert (tmp_path / "onnx" / "model.onnx").stat().st_size == told["metrics"]["bytes"]
+    assert "QuantizeLinear" in told["facts"]["operations"]
+    assert told["metrics"]["samples compared"] == 16
+    assert told["metrics"]["sqnr onnxruntime against fake-quant dB"] > 30
 
 
 def test_figures_of_parts() -> None:

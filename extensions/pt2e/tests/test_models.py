@@ -214,6 +214,7 @@ def test_fixed_shapes_get_samples_one_by_one() -> None:
     with torch.no_grad():
         several = quantized(images)
         single = torch.cat([quantized(image[None]) for image in images])
+    assert quantized.notes == ["the graph takes one sample at a time: larger batches are cut up"]
     assert several.shape == (8, 3)
     assert torch.equal(several, single)
 
@@ -224,6 +225,10 @@ def test_a_branch_without_samples_is_told(cond_model: nn.Module, golden_inputs: 
     with pytest.warns(UserWarning, match=r"no sample took the branch cond\.false"):
         quantized = _ethosu().quantize(cond_model, data)
     assert any("cond.false" in text for text in quantized.plan.warnings)
+    assert quantized.notes == [
+        f"{len(data)} of {len(data)} calibration samples took the branch cond.true",
+        f"0 of {len(data)} calibration samples took the branch cond.false",
+    ]
 
 
 def test_calibration_stops_when_ranges_settle() -> None:
@@ -235,6 +240,8 @@ def test_calibration_stops_when_ranges_settle() -> None:
     quantized = backend.quantize(model, [batch] * 10)
     assert quantized.record["samples"] == 3 * 32
     assert quantized.record["skipped"] == 7 * 32
+    told = "calibration stopped after 96 of 320 samples: no range moved any more (settle)"
+    assert quantized.notes == [told]
     everything = _ethosu(input="int8").quantize(model, [batch] * 10)
     assert everything.record["skipped"] == 0
     assert torch.equal(quantized(batch), everything(batch))

@@ -81,7 +81,8 @@ class ArmBackend(Pt2eQuantizer[ConfigT]):
         bits = spec.number_format.bits
         if spec.format == "uint8":
             return 0, 255
-        return (-(2 ** (bits - 1)) + bool(spec.symmetric), 2 ** (bits - 1) - 1)
+        limits = (-(2 ** (bits - 1)) + bool(spec.symmetric), 2 ** (bits - 1) - 1)
+        return self.config.narrowed("act", limits) if bits == 8 else limits
 
     def _activation(self, spec: TensorSpec | None) -> Any:
         if spec is None:
@@ -103,7 +104,11 @@ class ArmBackend(Pt2eQuantizer[ConfigT]):
             return None
         top = 2 ** (spec.number_format.bits - 1) - 1
         return observing.weight(
-            spec, torch.int8, (-top, top), floor=_FLOORS[8], qat=self.config.qat
+            spec,
+            torch.int8,
+            self.config.narrowed("weight", (-top, top)),
+            floor=_FLOORS[8],
+            qat=self.config.qat,
         )
 
     def _as_theirs(self, quantizer: TOSAQuantizer, namer: Namer) -> None:

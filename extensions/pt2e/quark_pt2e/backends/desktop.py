@@ -42,7 +42,7 @@ class _Desktop(GroupedBackend[ConfigT]):
             observing.weight(
                 weight,
                 torch.int8,
-                (self.lowest_weight, 127),
+                config.narrowed("weight", (self.lowest_weight, 127)),
                 floor=_FLOOR,
                 qat=config.qat,
                 follows=True,
@@ -53,6 +53,10 @@ class _Desktop(GroupedBackend[ConfigT]):
 
     def _activation(self, spec: TensorSpec) -> Any:
         dtype, low, high = self.activations
+        low, high = self.config.narrowed("act", (low, high))
+        if self.config.config_arguments.get("reduce_range"):
+            # Processors without VNNI add products in 16 bits.
+            high = 127
         return observing.activation(
             spec,
             dtype,

@@ -19,6 +19,8 @@ from quark_core.spec import LayerRule
 from quark_pt2e.backends.grouped import GroupedBackend
 from quark_pt2e.config.factory import FactoryConfig, OwnTermsConfig, Part, PresetConfig
 from quark_pt2e.graph.grouping import InOrder
+from quark_pt2e.model import lazily
+from quark_pt2e.quantizer import Export
 
 ConfigT = TypeVar("ConfigT", bound=OwnTermsConfig)
 
@@ -55,6 +57,10 @@ class PresetBackend(_OwnTerms[PresetConfig]):
     """A quantizer of ExecuTorch or torchao under its own defaults."""
 
     config_class = PresetConfig
+
+    def __init__(self, config: PresetConfig) -> None:
+        super().__init__(config)
+        self.exports = _EXPORTS.get(config.name.rpartition(":")[2], {})  # type: ignore[misc]
 
     def strict(self) -> bool | None:
         """Cadence's patterns are written for programs traced from bytecode."""
@@ -233,3 +239,9 @@ _PRESETS: dict[str, Callable[[Arguments, Arguments], Any]] = {
     "cadence": _cadence,
     "embedding": _embedding,
 }
+
+_EXPORTS: dict[str, dict[str, Export]] = {
+    "cortex-m": {"cortex-m": lazily("quark_pt2e.lowering.cortex_m:export")},
+    "vulkan": {"vulkan": lazily("quark_pt2e.lowering.vulkan:export")},
+}
+"""Presets that ExecuTorch lowers without a vendor's tools."""

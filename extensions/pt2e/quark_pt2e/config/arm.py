@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quark_core.spec import FrozenModel, LayerRule, ObserverName
 from quark_core.support import Support
-from quark_pt2e.config.specs import SpecConfig
+from quark_pt2e.config.specs import LIMITS, SpecConfig
 
 _OBSERVERS: tuple[ObserverName, ...] = ("minmax", "moving_average", "mse")
 _SIZES = {
@@ -53,6 +53,7 @@ class ArmConfig(SpecConfig):
         Support(("input", "output"), ("int16",), observer=_OBSERVERS),
         Support(("bias",), ("int32",), ("tensor", "channel")),
     )
+    own_arguments: ClassVar[tuple[str, ...]] = LIMITS
 
     precedence: Literal["last_match", "executorch"] = Field(
         default="last_match",

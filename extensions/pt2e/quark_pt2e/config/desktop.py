@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from quark_core.spec import LayerRule, ObserverName
 from quark_core.support import Support
-from quark_pt2e.config.specs import SpecConfig
+from quark_pt2e.config.specs import LIMITS, SpecConfig
 
 _OBSERVERS: tuple[ObserverName, ...] = ("minmax", "moving_average", "mse")
 
@@ -25,6 +25,7 @@ class XnnpackConfig(SpecConfig):
         Support(("input", "output"), ("int8",), symmetric=(False,), observer=_OBSERVERS),
         Support(("input",), ("int8",), symmetric=(False,), observer=(), dynamic=(True,)),
     )
+    own_arguments: ClassVar[tuple[str, ...]] = LIMITS
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -44,6 +45,7 @@ class X86InductorConfig(SpecConfig):
         Support(("input", "output"), ("int8", "uint8"), symmetric=(False,), observer=_OBSERVERS),
         Support(("input",), ("int8", "uint8"), symmetric=(False,), observer=(), dynamic=(True,)),
     )
+    own_arguments: ClassVar[tuple[str, ...]] = ("reduce_range",)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

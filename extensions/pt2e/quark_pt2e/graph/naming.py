@@ -104,11 +104,11 @@ class Namer:
 
     def _target(self, node: fx.Node, name: str, op: str, path: str, alone: bool) -> Target:
         if node.op in _ENDS:
-            return Target(name, (), op, (_ENDS[node.op],))
+            return Target(name, (), op, (_ENDS[node.op],), node=node.name)
         around = scope_names(path)
         scopes = tuple((scope, self._types.get(scope, ())) for scope in around)
         types = self._types.get(path, ()) if alone else ()
-        return Target(name, types, op, (), scopes)
+        return Target(name, types, op, (), scopes, node.name)
 
 
 def branches(node: fx.Node) -> Iterator[tuple[str, str, fx.GraphModule]]:

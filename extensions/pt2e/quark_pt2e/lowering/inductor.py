@@ -12,7 +12,8 @@ import torch
 from quark_core.batch import Batch, as_batch, leaves
 from quark_core.errors import ExportError
 from quark_pt2e.lowering import reporting
-from quark_pt2e.lowering.stages import Probe, compare
+from quark_pt2e.lowering.layers import inside
+from quark_pt2e.lowering.stages import Probe, Run, compare
 from quark_pt2e.model import Pt2eModel
 
 _TIMED_SAMPLES = 32
@@ -33,11 +34,13 @@ def export(model: Pt2eModel, path: Path) -> Path:
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
             # Inductor's int8 patterns are matched for one shape at a time.
             compiled: Any = torch.compile(model.graph, dynamic=False)
-            found = compare(
+            run = _running(compiled)
+            found = compare(model, Probe(model, layers=False), run, model.config.check_samples)
+            inner = inside(
                 model,
-                Probe(model, layers=False),
-                lambda sample: list(leaves(sample.run(compiled))),
-                model.config.check_samples,
+                run,
+                lambda probe: _running(torch.compile(probe.graph, dynamic=False)),
+                "compiled",
             )
             rows = [("int8 compiled", _milliseconds(lambda: batch.run(compiled)))]
             if model.float_model is not None:
@@ -67,11 +70,15 @@ def export(model: Pt2eModel, path: Path) -> Path:
     reporting.write(
         path,
         "Inductor",
-        found.facts("compiled"),
-        [timing, *found.tables("compiled")],
+        {**found.facts("compiled"), **inner.facts},
+        [timing, *found.tables("compiled"), *inner.tables],
         {**found.metrics("compiled"), **speed},
     )
     return path
+
+
+def _running(compiled: Any) -> Run:
+    return lambda sample: list(leaves(sample.run(compiled)))
 
 
 def _timed_batch(model: Pt2eModel) -> Batch:

@@ -10,7 +10,8 @@ import torch
 from quark_core.batch import Batch, leaves
 from quark_core.errors import ExportError
 from quark_pt2e.lowering import edge, reporting
-from quark_pt2e.lowering.stages import Probe, compare
+from quark_pt2e.lowering.layers import inside
+from quark_pt2e.lowering.stages import Probe, Run, compare
 from quark_pt2e.lowering.tosa import words
 from quark_pt2e.model import Pt2eModel
 
@@ -32,7 +33,9 @@ def export(model: Pt2eModel, path: Path) -> Path:
             fix="Quantize linear layers or convolutions: `quark plan` shows what stays float",
         )
     buffer = lowered.to_executorch().buffer
-    found = compare(model, Probe(model, layers=False), Runtime(buffer), model.config.check_samples)
+    runtime = Runtime(buffer)
+    found = compare(model, Probe(model, layers=False), runtime, model.config.check_samples)
+    inner = inside(model, runtime, lambda probe: _lowered(model, probe), "runtime")
     path.mkdir(parents=True)
     (path / "model.pte").write_bytes(buffer)
     facts = {
@@ -43,11 +46,18 @@ def export(model: Pt2eModel, path: Path) -> Path:
     reporting.write(
         path,
         "XNNPACK runtime",
-        {**facts, **found.facts("runtime")},
-        found.tables("runtime"),
+        {**facts, **found.facts("runtime"), **inner.facts},
+        [*found.tables("runtime"), *inner.tables],
         {**found.metrics("runtime"), ".pte bytes": len(buffer)},
     )
     return path
+
+
+def _lowered(model: Pt2eModel, probe: Probe) -> Run:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    lowered = edge.lower(probe.program(model.sample), XnnpackPartitioner())
+    return Runtime(lowered.to_executorch().buffer)
 
 
 class Runtime:
