@@ -12,6 +12,7 @@ from quark_brevitas.options import (
     ActivationEqualization,
     Algorithm,
     Attention,
+    LowRank,
     MagR,
     Rotation,
     accumulator_of,
@@ -157,6 +158,9 @@ class BrevitasConfig(QuantizationConfig):
     magr: MagR | None = Field(
         default=None, description="Shrink large weights before quantizing; needs data."
     )
+    low_rank: LowRank | None = Field(
+        default=None, description="SVDQuant: a float branch of low rank beside each Linear layer."
+    )
     algorithm: Algorithm | None = Field(
         default=None,
         description="How codes of weights are chosen: null is to the nearest; gptq, gpfq, qronos "
@@ -280,6 +284,17 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 f"{given or 'activation_equalization'} works on weights that are quantized: give "
                 "weight a spec, such as int8/channel"
+            )
+        if self.low_rank is not None and not weights:
+            raise ValueError("low_rank: no weight is quantized: give weight, such as int4/group:64")
+        if self.low_rank is not None and self.backend == "fx":
+            raise ValueError(
+                "low_rank: fx would quantize the float branch's sums: write backend: layerwise"
+            )
+        if self.low_rank is not None and self.bias_correction:
+            raise ValueError(
+                "low_rank: Brevitas corrects a bias for a layer's own output, without the branch "
+                "beside it: write bias_correction: false"
             )
         if self.calibrate_bn and self.merge_bn:
             raise ValueError(

@@ -46,6 +46,8 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave rotation out",
         )
+    if config.low_rank is not None:
+        _require_rest(planned, config.low_rank.rank)
     if config.algorithm is not None and planned and not any(map(_roundable, planned)):
         raise QuantizationError(
             f"{config.algorithm.name} rounds Linear and Conv layers, and only transposed "
@@ -53,6 +55,24 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave algorithm out",
         )
+
+
+def _require_rest(planned: Iterable[PlanEntry], rank: int) -> None:
+    layers = [entry for entry in planned if entry.op == "linear"]
+    if not layers:
+        raise QuantizationError(
+            "low_rank is for Linear layers, and none is quantized",
+            where="plan",
+            fix="Leave low_rank out",
+        )
+    for entry in layers:
+        most = min(entry.shape or (rank + 1,))
+        if rank >= most:
+            raise QuantizationError(
+                f"a float branch of rank {rank} leaves nothing of a weight of rank {most}",
+                where=f"layer {entry.name!r}",
+                fix=f"Write low_rank.rank: {max(1, most // 8)}, or skip the layer by a rule",
+            )
 
 
 def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[str]:

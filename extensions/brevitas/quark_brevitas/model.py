@@ -14,7 +14,13 @@ from torch import nn
 
 from quark_brevitas import attention
 from quark_brevitas.encodings import read
-from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
+from quark_brevitas.preparation import (
+    factor_shapes,
+    inner,
+    keep_float_weights,
+    path_of,
+    put_factors,
+)
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.partial import Partial
@@ -125,11 +131,14 @@ class BrevitasModel(QuantizedModel):
 
     def storage(self) -> dict[str, int]:
         """Packed bytes of the tensors left after folding BatchNorm."""
-        tensors = {
-            name: (tuple(tensor.shape), tensor.element_size())
-            for name, tensor in self.module.state_dict().items()
-            if not any(part.endswith("_quant") for part in name.split("."))
-        }
+        # Layers behind factors, rotations and branches count under the float model's names.
+        names = {path_of(self.module, entry.name): entry.name for entry in self.plan.quantized}
+        tensors = {}
+        for path, tensor in self.module.state_dict().items():
+            if not any(part.endswith("_quant") for part in path.split(".")):
+                owner, _, last = path.rpartition(".")
+                name = f"{names.get(owner, owner)}.{last}" if owner else last
+                tensors[name] = (tuple(tensor.shape), tensor.element_size())
         return packed_sizes(tensors, self.encodings())
 
     def save(self, directory: Path) -> None:

@@ -97,6 +97,12 @@ class MagR(FrozenModel):
     steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
 
 
+class LowRank(FrozenModel):
+    """SVDQuant: keep the largest directions of each Linear weight float, and quantize the rest."""
+
+    rank: int = Field(default=32, ge=1, description="Rank of the float branch beside a layer.")
+
+
 class Rotation(FrozenModel):
     """Rotate what layers receive, and their weights to match: outliers spread over channels."""
 
@@ -148,8 +154,7 @@ class Attention(FrozenModel):
 _OTHERS = {
     "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
     "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
-    "svdquant": "Brevitas 0.13 has SVDQuant in its examples only, as float layers beside quantized "
-    "ones: write algorithm: gptq",
+    "svdquant": "SVDQuant comes before an algorithm: write low_rank: {rank: 32}",
     "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
     "{bits: 16}}",
     "hqo": "HQO searches scales, not codes: write hqo: true",

@@ -44,6 +44,17 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         entries: The planned layers.
         traced: What needs a traced graph, or an empty string if nothing is traced.
     """
+    rewriting = Stage(f"{config.backend} rewriting", "float layers become Brevitas's")
+    return [
+        *_on_float_layers(config, entries, traced),
+        rewriting,
+        *_on_quantized_layers(config, entries),
+    ]
+
+
+def _on_float_layers(
+    config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str
+) -> list[Stage]:
     found = []
     if traced:
         found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
@@ -69,7 +80,14 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
     if config.magr is not None:
         reason = "shrinks large weights before their scales are taken"
         found.append(Stage("magr", reason, _magr(config), before=True))
-    found.append(Stage(f"{config.backend} rewriting", "float layers become Brevitas's"))
+    if config.low_rank is not None:
+        reason = "takes the largest directions out of weights, before scales are taken of the rest"
+        found.append(Stage("low rank", reason))
+    return found
+
+
+def _on_quantized_layers(config: BrevitasConfig, entries: tuple[PlanEntry, ...]) -> list[Stage]:
+    found = []
     static = [entry for entry in entries if is_static(entry.input)]
     if any(entry.op == OP or not config.unscaled_inputs for entry in static):
         reason = "input ranges, with quantization switched off"

@@ -15,6 +15,7 @@ from torch import nn
 
 from quark_brevitas import attention
 from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.low_rank import LowRankBranch
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
 
@@ -224,10 +225,10 @@ def _layer_map(
 
 
 def inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where a factor or a rotation was put before it."""
+    """The layer itself, where a factor or a rotation was put before it, or a branch beside it."""
     from brevitas.nn.equalized_layer import EqualizedModule, RotatedModule
 
-    while isinstance(module, EqualizedModule | RotatedModule):
+    while isinstance(module, EqualizedModule | RotatedModule | LowRankBranch):
         module = module.layer
     return module
 
@@ -246,11 +247,11 @@ def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
 
     found = {}
     for entry in plan.quantized:
-        # A factor comes after a rotation, so it is the one directly before the layer.
-        path = path_of(model, entry.name)
-        factor = model.get_submodule(path.removesuffix(f".{_WRAPPED}"))
-        if path != entry.name and isinstance(factor, EqualizedModule):
-            found[entry.name] = list(factor.scale.runtime_shape)
+        module, layer = model.get_submodule(entry.name), inner(model.get_submodule(entry.name))
+        while module is not layer:
+            if isinstance(module, EqualizedModule):
+                found[entry.name] = list(module.scale.runtime_shape)
+            module = module.get_submodule(_WRAPPED)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import attention, limits, multihead, preparation, rotation
+from quark_brevitas import attention, limits, low_rank, multihead, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
@@ -151,6 +151,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         )
 
     def _rewrite(self, prepared: Prepared) -> None:
+        if self.config.low_rank is not None:
+            linear = [entry.name for entry in prepared.plan.quantized if entry.op == "linear"]
+            paths = [preparation.path_of(prepared.module, name) for name in linear]
+            low_rank.put_branches(prepared.module, paths, self.config.low_rank.rank)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
         else:

@@ -316,7 +316,7 @@ def test_plugin_and_configuration_need_neither_torch_nor_brevitas() -> None:
     ("algorithm", "words"),
     [
         ("awq", "activation_equalization"),
-        ({"name": "svdquant", "rank": 32}, "write algorithm: gptq"),
+        ({"name": "svdquant", "rank": 32}, "write low_rank"),
         ("gpfa2q", "accumulator"),
         ("hqo", "hqo: true"),
     ],
