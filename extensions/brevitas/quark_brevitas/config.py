@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
 from quark_brevitas.options import (
+    AWQ,
     ActivationEqualization,
     Algorithm,
     Attention,
@@ -158,6 +159,9 @@ class BrevitasConfig(QuantizationConfig):
     magr: MagR | None = Field(
         default=None, description="Shrink large weights before quantizing; needs data."
     )
+    awq: AWQ | None = Field(
+        default=None, description="Scale input channels by what quantizing costs; needs data."
+    )
     low_rank: LowRank | None = Field(
         default=None, description="SVDQuant: a float branch of low rank beside each Linear layer."
     )
@@ -284,6 +288,16 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 f"{given or 'activation_equalization'} works on weights that are quantized: give "
                 "weight a spec, such as int8/channel"
+            )
+        if self.awq is not None and not weights:
+            raise ValueError("awq: no weight is quantized: give weight, such as int4/group:64")
+        if self.awq is not None and equalization is not None:
+            raise ValueError(
+                "awq and activation_equalization both scale input channels: leave one of them out"
+            )
+        if self.awq is not None and self.backend == "fx":
+            raise ValueError(
+                "awq: fx cannot see through the factors before layers: write backend: layerwise"
             )
         if self.low_rank is not None and not weights:
             raise ValueError("low_rank: no weight is quantized: give weight, such as int4/group:64")

@@ -46,6 +46,10 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave rotation out",
         )
+    if config.awq is not None and all(entry.op != "linear" for entry in planned):
+        raise QuantizationError(
+            "awq is for Linear layers, and none is quantized", where="plan", fix="Leave awq out"
+        )
     if config.low_rank is not None:
         _require_rest(planned, config.low_rank.rank)
     if config.algorithm is not None and planned and not any(map(_roundable, planned)):

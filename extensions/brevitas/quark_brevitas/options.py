@@ -97,6 +97,12 @@ class MagR(FrozenModel):
     steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
 
 
+class AWQ(FrozenModel):
+    """Multiply up the input channels of weights that matter most, before quantizing."""
+
+    steps: int = Field(default=20, ge=2, description="How many factors are tried a layer.")
+
+
 class LowRank(FrozenModel):
     """SVDQuant: keep the largest directions of each Linear weight float, and quantize the rest."""
 
@@ -152,8 +158,7 @@ class Attention(FrozenModel):
 
 
 _OTHERS = {
-    "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
-    "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
+    "awq": "AWQ comes before an algorithm: write awq: {}",
     "svdquant": "SVDQuant comes before an algorithm: write low_rank: {rank: 32}",
     "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
     "{bits: 16}}",

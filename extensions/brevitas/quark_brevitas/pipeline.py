@@ -77,6 +77,9 @@ def _on_float_layers(
     if config.activation_equalization is not None:
         reason = "moves the size of inputs into weights before scales are taken from either"
         found.append(Stage("activation equalization", reason, _equalize(config), before=True))
+    if config.awq is not None:
+        reason = "scales up the columns of weights whose rounding costs most, before scales"
+        found.append(Stage("awq", reason, _awq(config), before=True))
     if config.magr is not None:
         reason = "shrinks large weights before their scales are taken"
         found.append(Stage("magr", reason, _magr(config), before=True))
@@ -127,6 +130,27 @@ def _equalize(config: BrevitasConfig) -> Run:
         )
         with preparation.quiet(), mode:
             yield "activation equalization"
+
+    return run
+
+
+def _awq(config: BrevitasConfig) -> Run:
+    def run(prepared: Prepared) -> Iterator[str]:
+        from quark_brevitas.algorithms.awq import Scaling
+
+        assert config.awq is not None
+        plan, model = prepared.plan, prepared.module
+        names = [entry.name for entry in plan.quantized if entry.op == "linear" and entry.weight]
+        work = Scaling(
+            model,
+            {name: prepared.layer(name) for name in names},
+            lambda name, weight: preparation.rounded(weight, plan[name], config),
+            lambda name, factor: preparation.put_factor(model, name, factor),
+            config.awq,
+            prepared.partial,
+        )
+        with _feeding(prepared, work), preparation.quiet():
+            yield from work.passes()
 
     return run
 

@@ -17,7 +17,7 @@ from quark_brevitas import attention
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.low_rank import LowRankBranch
 from quark_core.errors import QuantizationError
-from quark_core.plan import Plan
+from quark_core.plan import Plan, PlanEntry
 
 OPS: dict[type, str] = {
     nn.Linear: "linear",
@@ -186,16 +186,7 @@ def _layer_map(
 ) -> dict[type, tuple[type, dict[str, Any]]]:
     import brevitas.nn as qnn
 
-    from quark_brevitas.quantizers import bias_quantizer, input_quantizer, weight_quantizer
-
-    def weight(name: str) -> Any:
-        return weight_quantizer(
-            plan[_planned(name, plan)].weight,
-            hqo=config.hqo,
-            narrow_range=config.narrow_range,
-            scale_rounding=config.scale_rounding,
-            round_zero_points=config.round_zero_points,
-        )
+    from quark_brevitas.quantizers import bias_quantizer, input_quantizer
 
     def inputs(name: str) -> Any:
         entry = plan[_planned(name, plan)]
@@ -209,7 +200,7 @@ def _layer_map(
     # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
     # each gets specs of its own.
     settings: dict[str, Any] = {
-        "weight_quant": lambda _layer, name: weight(name),
+        "weight_quant": lambda _layer, name: _quantizer(plan[_planned(name, plan)], config),
         "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name, plan)].bias),
         "return_quant_tensor": False,
     }
@@ -222,6 +213,18 @@ def _layer_map(
         nn.ConvTranspose1d: (qnn.QuantConvTranspose1d, settings),
         nn.ConvTranspose2d: (qnn.QuantConvTranspose2d, settings),
     }
+
+
+def _quantizer(entry: PlanEntry, config: BrevitasConfig) -> Any:
+    from quark_brevitas.quantizers import weight_quantizer
+
+    return weight_quantizer(
+        entry.weight,
+        hqo=config.hqo,
+        narrow_range=config.narrow_range,
+        scale_rounding=config.scale_rounding,
+        round_zero_points=config.round_zero_points,
+    )
 
 
 def inner(module: nn.Module) -> nn.Module:
@@ -252,6 +255,23 @@ def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
             if isinstance(module, EqualizedModule):
                 found[entry.name] = list(module.scale.runtime_shape)
             module = module.get_submodule(_WRAPPED)
+    return found
+
+
+def put_factor(model: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Multiply what a layer receives, in place."""
+    put_factors(model, {name: list(values.shape)})
+    factor: Any = model.get_submodule(path_of(model, name).removesuffix(f".{_WRAPPED}"))
+    factor.scale.weight.data.copy_(values)
+
+
+def rounded(weight: torch.Tensor, entry: PlanEntry, config: BrevitasConfig) -> torch.Tensor:
+    """A Linear layer's weight as its quantizer in Brevitas would have it."""
+    import brevitas.nn as qnn
+
+    layer = qnn.QuantLinear(*reversed(weight.shape), False, weight_quant=_quantizer(entry, config))
+    layer.weight = nn.Parameter(weight)
+    found: torch.Tensor = layer.eval().quant_weight().value
     return found
 
 

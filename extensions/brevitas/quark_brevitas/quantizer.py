@@ -141,7 +141,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         """
         if example is None:
             example = BrevitasModel.saved_example(directory)
-        changed = self.config.activation_equalization is not None or self.config.magr is not None
+        changes = (self.config.activation_equalization, self.config.awq, self.config.magr)
+        changed = any(change is not None for change in changes)
         moved = "codes" if self.config.algorithm is not None else ""
         return BrevitasModel.load_state(
             self.prepare(model, self.plan(model, example), example),

@@ -315,7 +315,7 @@ def test_plugin_and_configuration_need_neither_torch_nor_brevitas() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [
-        ("awq", "activation_equalization"),
+        ("awq", "write awq"),
         ({"name": "svdquant", "rank": 32}, "write low_rank"),
         ("gpfa2q", "accumulator"),
         ("hqo", "hqo: true"),
