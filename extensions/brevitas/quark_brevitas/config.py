@@ -9,7 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from quark_brevitas import checks
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
-from quark_brevitas.options import ActivationEqualization, Algorithm, Attention, MagR, Rotation
+from quark_brevitas.options import (
+    ActivationEqualization,
+    Algorithm,
+    Attention,
+    MagR,
+    Rotation,
+    accumulator_of,
+)
 from quark_core.config import QuantizationConfig
 from quark_core.spec import LayerRule, Role, TensorSpec
 from quark_core.support import Support
@@ -255,6 +262,7 @@ class BrevitasConfig(QuantizationConfig):
         for place, spec in weights:
             if self.hqo and (problem := _hqo_refusal(spec, self.round_zero_points)):
                 raise ValueError(f"{place}weight: {problem}")
+        self._check_accumulator()
         self._check_passes(bool(weights))
         checks.rotation(self, bool(weights))
         checks.attention(self)
@@ -299,6 +307,38 @@ class BrevitasConfig(QuantizationConfig):
     def attention_spec(self) -> TensorSpec | None:
         """The resolved spec of attention's tensors."""
         return None if self.attention is None else self.attention.spec.resolve("input")
+
+    def _check_accumulator(self) -> None:
+        """Refuse a register for what is not summed up as integers with one scale."""
+        register = accumulator_of(self.algorithm)
+        if register is None:
+            return
+        if self.backend == "fx":
+            raise ValueError(
+                "algorithm.accumulator: with fx, codes of inputs depend on what stands before a "
+                "layer: write backend: layerwise"
+            )
+        for place, holder in self._places():
+            weight, inputs = self._effective(holder, "weight"), self._effective(holder, "input")
+            if (isinstance(holder, LayerRule) and holder.skip) or weight is None:
+                continue
+            if inputs is None or inputs.number_format.family != "integer":
+                raise ValueError(
+                    f"{place}input: an accumulator sums up products with integer inputs: write "
+                    "input: int8, or leave algorithm.accumulator out"
+                )
+            if weight.number_format.family != "integer" or not weight.symmetric:
+                raise ValueError(
+                    f"{place}weight: an accumulator sums up integers without zero points: write "
+                    "weight: int8/sym, or leave algorithm.accumulator out"
+                )
+            assert weight.granularity is not None
+            groups = weight.granularity.size if weight.granularity.kind == "group" else None
+            if groups is not None and groups != register.tile:
+                raise ValueError(
+                    f"{place}weight: groups of {groups} have scales of their own, which one "
+                    f"accumulator cannot sum up: write algorithm.accumulator.tile: {groups}"
+                )
 
     def _check_scale_rounding(self) -> None:
         if self.scale_rounding is None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from quark_brevitas import preparation
 from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.options import accumulator_of
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
 
@@ -32,6 +33,7 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
         if not config.pad_groups:
             _require_whole_groups(entry)
         _require_search(entry, config)
+        _require_register(entry, config)
     if config.calibrate_bn and not preparation.has_batch_norm(model):
         raise QuantizationError(
             "calibrate_bn: the model has no BatchNorm",
@@ -141,6 +143,23 @@ def _require_search(entry: PlanEntry, config: BrevitasConfig) -> None:
             "Brevitas's hqo has no zero points for the channels of a convolution",
             where=f"plan, layer {entry.name!r}",
             fix=f"Write {spec.format}/tensor/asym or {spec.format}/channel/sym in a rule for it",
+        )
+
+
+def _require_register(entry: PlanEntry, config: BrevitasConfig) -> None:
+    spec = entry.weight
+    assert spec is not None
+    assert spec.granularity is not None
+    if (
+        accumulator_of(config.algorithm) is not None
+        and spec.granularity.kind == "group"
+        and entry.op.startswith("conv")
+    ):
+        raise QuantizationError(
+            "groups of a convolution's channels are no tiles of its dot products, which an "
+            "accumulator sums up",
+            where=f"plan, layer {entry.name!r}",
+            fix=f"Write {spec.format}/channel in a rule for it",
         )
 
 

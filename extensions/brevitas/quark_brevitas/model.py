@@ -19,11 +19,12 @@ from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights,
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.formats import parse_format
+from quark_core.partial import Partial
 from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
 _STATE, _ABOUT, _EXAMPLE = "brevitas.safetensors", "brevitas.json", "example.safetensors"
-EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq")
+EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf")
 _PROXIES = ("weight_quant", "input_quant", "bias_quant")
 
 
@@ -40,6 +41,7 @@ class Prepared:
         rewritten: Whether layers have been replaced.
         feed: What is done with a batch; None runs it through the model.
         notes: What the user should hear of it.
+        partial: Where algorithms keep finished layers between runs.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class Prepared:
     rewritten: bool = False
     feed: Callable[[Batch], None] | None = None
     notes: list[str] = field(default_factory=list)
+    partial: Partial = field(default_factory=Partial)
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""
@@ -230,7 +233,7 @@ class BrevitasModel(QuantizedModel):
         return loaded
 
     def export(self, name: str, path: Path) -> Path:
-        """Write ``onnx_qcdq``, ``qonnx`` or ``torch_qcdq``; the file is run and compared.
+        """Write one of :data:`EXPORTS`; the file is run and compared.
 
         Raises:
             ExportError: There is no such form, this model does not fit it, or the file computes
@@ -240,7 +243,7 @@ class BrevitasModel(QuantizedModel):
 
         if name not in EXPORTS:
             return super().export(name, path)
-        return export(name, self.module, self.plan, self._example, path)
+        return export(name, self.module, self.plan, self.example or self._example, path)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.

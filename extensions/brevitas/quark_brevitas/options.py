@@ -15,6 +15,17 @@ _ENGINE = (
 )
 
 
+class Accumulator(FrozenModel):
+    """Keep sums of products of codes within an integer register, whatever the inputs are (AXE)."""
+
+    bits: int = Field(ge=8, le=32, description="Bits of the register, sign included.")
+    tile: int | None = Field(
+        default=None,
+        ge=2,
+        description="Products summed up in one register; null is all of a dot product.",
+    )
+
+
 class GPTQ(FrozenModel):
     """Round column by column, moving the rest of a row to make up for each error."""
 
@@ -26,6 +37,9 @@ class GPTQ(FrozenModel):
     damping: float = Field(
         default=0.01, gt=0, le=1, description="Added to the diagonal, as a share of its mean."
     )
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -34,6 +48,9 @@ class GPFQ(FrozenModel):
 
     name: Literal["gpfq"] = "gpfq"
     act_order: bool = Field(default=False, description="Columns with the largest inputs first.")
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -128,8 +145,25 @@ class Attention(FrozenModel):
     )
 
 
+_OTHERS = {
+    "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
+    "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
+    "svdquant": "Brevitas 0.13 has SVDQuant in its examples only, as float layers beside quantized "
+    "ones: write algorithm: gptq",
+    "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
+    "{bits: 16}}",
+    "hqo": "HQO searches scales, not codes: write hqo: true",
+    "magr": "MagR comes before an algorithm: write magr: {}",
+}
+"""What users of Brevitas may look for here, and what to write instead."""
+
+
 def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    named = {"name": value} if isinstance(value, str) else value
+    name = named.get("name") if isinstance(named, dict) else None
+    if name in _OTHERS:
+        raise ValueError(_OTHERS[name])
+    return named
 
 
 Algorithm = Annotated[
@@ -140,3 +174,8 @@ Algorithm = Annotated[
 
 TWO_STREAMS = ("gpfq", "qronos")
 """Algorithms that compare quantized with float inputs."""
+
+
+def accumulator_of(algorithm: Algorithm | None) -> Accumulator | None:
+    """The register an algorithm keeps to, if any."""
+    return algorithm.accumulator if isinstance(algorithm, GPTQ | GPFQ) else None

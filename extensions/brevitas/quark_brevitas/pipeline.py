@@ -12,7 +12,7 @@ from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
 from quark_brevitas.model import Prepared
-from quark_brevitas.options import LearnedRound
+from quark_brevitas.options import LearnedRound, accumulator_of
 from quark_core.plan import PlanEntry
 
 Run = Callable[[Prepared], Iterator[str]]
@@ -76,6 +76,8 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         found.append(Stage("calibrate", reason, _calibrate))
     if config.algorithm is not None:
         reason = "chooses codes of weights on scales that are known by now"
+        if (register := accumulator_of(config.algorithm)) is not None:
+            reason += f", within accumulators of {register.bits} bits"
         found.append(Stage(config.algorithm.name, reason, _algorithm(config)))
     if config.calibrate_bn:
         reason = "statistics of the quantized layers before, whose weights are final"
@@ -116,7 +118,7 @@ def _magr(config: BrevitasConfig) -> Run:
         from quark_brevitas.algorithms.magr import Shrinking
 
         assert config.magr is not None
-        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr)
+        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr, prepared.partial)
         with _feeding(prepared, shrinking):
             yield from shrinking.passes()
 
@@ -147,12 +149,22 @@ def _algorithm(config: BrevitasConfig) -> Run:
         entries = {name: prepared.plan[name] for name in layers}
         work: Any
         if isinstance(options, LearnedRound):
-            work = Learning(prepared.module, layers, entries, options, prepared.example)
+            work = Learning(
+                prepared.module,
+                layers,
+                entries,
+                options,
+                prepared.example,
+                config.seed,
+                prepared.partial,
+            )
         elif options.engine == "brevitas":
             prepared.initialize()
             work = Stock(prepared.module, options)
         else:
-            work = Rounding(prepared.module, layers, entries, options, prepared.example)
+            work = Rounding(
+                prepared.module, layers, entries, options, prepared.example, prepared.partial
+            )
         with _feeding(prepared, work), preparation.quiet():
             yield from work.passes()
 

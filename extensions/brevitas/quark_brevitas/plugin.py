@@ -16,7 +16,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
             quantizer="quark_brevitas.quantizer:BrevitasQuantizer",
             summary="Brevitas: integers, minifloats, MX; GPTQ, GPFQ, Qronos, learned rounding",
             capabilities=Capabilities(
-                exports=("onnx_qcdq", "qonnx", "torch_qcdq"),
+                exports=("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf"),
                 save_load=True,
                 set_enabled=True,
                 qat=True,

@@ -72,6 +72,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
         """Preprocess the model, and rewrite it unless passes over the float model come first."""
+        # Brevitas's modules import each other in a circle, which only this one can enter first.
+        import brevitas.graph  # noqa: F401
+
         counterparts: dict[str, str | None] = {}
         if self._splits(model):
             counterparts = dict.fromkeys(multihead.split_all(model))
@@ -107,6 +110,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def passes(self, prepared: Prepared, plan: Plan) -> Iterator[str]:
         """The stages that need data, in their order."""
+        prepared.partial = self.partial
         for stage in self._stages(plan):
             if not stage.before and not prepared.rewritten:
                 self._rewrite(prepared)

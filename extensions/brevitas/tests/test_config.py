@@ -310,3 +310,19 @@ def test_plugin_and_configuration_need_neither_torch_nor_brevitas() -> None:
         "assert not {'torch', 'brevitas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("awq", "activation_equalization"),
+        ({"name": "svdquant", "rank": 32}, "write algorithm: gptq"),
+        ("gpfa2q", "accumulator"),
+        ("hqo", "hqo: true"),
+    ],
+)
+def test_what_is_no_algorithm_here_is_answered_with_what_to_write(
+    algorithm: object, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        BrevitasConfig(name="brevitas", weight="int4", algorithm=algorithm)
