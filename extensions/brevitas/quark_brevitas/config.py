@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from quark_brevitas import checks
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
 from quark_brevitas.options import (
     AWQ,
@@ -20,7 +21,7 @@ from quark_brevitas.options import (
 )
 from quark_core.config import QuantizationConfig
 from quark_core.spec import LayerRule, Role, TensorSpec
-from quark_core.support import Support, misfit
+from quark_core.support import Support
 
 _OTHER_BACKENDS = {
     "eager": "Brevitas 0.13 has no such backend, as its quantize needs a traced graph; write "
@@ -271,9 +272,9 @@ class BrevitasConfig(QuantizationConfig):
                 raise ValueError(f"{place}weight: {problem}")
         self._check_accumulator()
         self._check_passes(bool(weights))
-        self._check_rotation(bool(weights))
-        self._check_attention()
-        self._check_inputs()
+        checks.rotation(self, bool(weights))
+        checks.attention(self)
+        checks.inputs(self, self._places())
         if not self.round_zero_points and all(spec.symmetric for _, spec in weights):
             raise ValueError("round_zero_points: symmetric weights have none: write asym, or true")
         if self.narrow_range and not any(_narrowable(spec) for _, spec in weights):
@@ -331,121 +332,10 @@ class BrevitasConfig(QuantizationConfig):
                 "fx cannot see through: write mode: fx"
             )
 
-    def _check_inputs(self) -> None:
-        """Refuse options on inputs that have no inputs to act on."""
-        integer = self.input is not None and self.input.number_format.family == "integer"
-        if not self.unsigned_relu and not (
-            self.backend == "fx" and integer and self.input is not None and self.input.symmetric
-        ):
-            raise ValueError(
-                "unsigned_relu: false concerns symmetric integer inputs of fx: leave it out, as "
-                "layerwise takes int8 and uint8 as they are written"
-            )
-        if not self.unscaled_inputs:
-            return
-        specs = [
-            (place, spec)
-            for place, holder in self._places()
-            if (spec := getattr(holder, "input", None)) is not None
-        ]
-        for place, spec in specs:
-            if spec.number_format.family != "float" or spec.dynamic or spec.scale != "float32":
-                raise ValueError(
-                    f"{place}input: unscaled_inputs rounds static minifloats, not {spec}: write "
-                    "fp8_e4m3, or unscaled_inputs: false"
-                )
-            if spec.observer is not None and spec.observer.name != "minmax":
-                raise ValueError(
-                    f"{place}input: unscaled_inputs looks at no values: leave {spec.observer} out"
-                )
-        if not specs:
-            raise ValueError("unscaled_inputs: no input is quantized: give input, such as fp8_e4m3")
-
-    def _check_attention(self) -> None:
-        """Refuse attention specs that Brevitas's attention has no quantizers for."""
-        options = self.attention
-        if options is None:
-            return
-        try:
-            spec = options.spec.resolve("input")
-        except ValueError as error:
-            raise ValueError(f"attention.spec: {error}") from None
-        found = misfit(spec, "input", self.supports, self.name)
-        problem = found[1] if found is not None else self.refuses(spec, "input")
-        if problem is not None:
-            raise ValueError(f"attention.spec: {problem}")
-        if spec.granularity is None or spec.granularity.kind != "tensor":
-            raise ValueError(
-                f"attention.spec: keys are transposed within attention, where {spec.granularity} "
-                f"scales have no place: write {spec.format}/tensor"
-            )
-        if spec.number_format.family == "integer" and not spec.number_format.signed:
-            raise ValueError(
-                "attention.spec: queries and keys are negative too: write "
-                f"{spec.format.removeprefix('u')}, and softmax is unsigned all the same"
-            )
-        if self.backend == "fx":
-            raise ValueError(
-                "attention: fx hands quantized tensors to attention, which Brevitas's cannot "
-                "scale: write backend: layerwise"
-            )
-
     @property
     def attention_spec(self) -> TensorSpec | None:
         """The resolved spec of attention's tensors."""
         return None if self.attention is None else self.attention.spec.resolve("input")
-
-    def _check_rotation(self, weights: bool) -> None:
-        """Refuse rotations that their surroundings do not allow."""
-        if self.layernorm_to_rmsnorm and not self.merge_layernorm:
-            raise ValueError(
-                "layernorm_to_rmsnorm: RMSNorm has no bias to keep LayerNorm's in: write "
-                "merge_layernorm: true too"
-            )
-        options = self.rotation
-        if options is None:
-            return
-        if not weights:
-            raise ValueError(
-                "rotation works on weights that are quantized: give weight a spec, such as "
-                "int4/channel"
-            )
-        if options.mode == "layerwise":
-            if options.matrix == "orthogonal":
-                raise ValueError(
-                    "rotation.matrix: Brevitas rotates at run time by Hadamard matrices only: "
-                    "write matrix: hadamard, or mode: fused"
-                )
-            if options.sdpa_regions or options.online:
-                given = "sdpa_regions" if options.sdpa_regions else "online"
-                raise ValueError(
-                    f"rotation.{given}: mode layerwise rotates before every layer as it is: leave "
-                    f"{given} out, or write mode: fused"
-                )
-        if options.mode == "layerwise" and options.permute:
-            raise ValueError(
-                "rotation.permute: layerwise has no layers before to permute: write mode: fused"
-            )
-        if options.permute and options.block_size is None:
-            raise ValueError(
-                "rotation.permute: an order matters to rotations in blocks only: give "
-                "block_size, such as 32"
-            )
-        if options.block_size is not None and options.matrix == "orthogonal":
-            raise ValueError(
-                "rotation.block_size: Brevitas rotates blocks by Hadamard matrices only: write "
-                "matrix: hadamard"
-            )
-        if options.mode != "layerwise" and not self.merge_layernorm:
-            raise ValueError(
-                f"rotation.mode: {options.mode} rotates what norms see, so norms must not weigh "
-                "channels: write merge_layernorm: true too, or mode: layerwise"
-            )
-        if self.backend == "fx" and (options.mode == "layerwise" or options.online):
-            raise ValueError(
-                "rotation: fx cannot see through rotations at run time: write mode: fx without "
-                "online, or backend: layerwise"
-            )
 
     def _check_accumulator(self) -> None:
         """Refuse a register for what is not summed up as integers with one scale."""

@@ -191,7 +191,12 @@ def _size(tensor: Tensor) -> int:
 @contextmanager
 def _replaced(block: nn.Module, output: Any) -> Iterator[None]:
     """For a while, a block returns what it is known to return."""
-    block.forward = lambda *_args, **_kwargs: _copy(output)
+
+    # Brevitas's factors before a layer look for the name of its first argument.
+    def known(input: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+        return _copy(output)
+
+    block.forward = known
     try:
         yield
     finally:

@@ -1,0 +1,129 @@
+"""What a configuration's options forbid each other; each function raises ValueError."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quark_core.support import misfit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quark_brevitas.config import BrevitasConfig
+    from quark_core.config import QuantizationConfig
+    from quark_core.spec import LayerRule
+
+
+def inputs(
+    config: BrevitasConfig, places: Sequence[tuple[str, QuantizationConfig | LayerRule]]
+) -> None:
+    """Refuse options on inputs that have no inputs to act on."""
+    integer = config.input is not None and config.input.number_format.family == "integer"
+    if not config.unsigned_relu and not (
+        config.backend == "fx" and integer and config.input is not None and config.input.symmetric
+    ):
+        raise ValueError(
+            "unsigned_relu: false concerns symmetric integer inputs of fx: leave it out, as "
+            "layerwise takes int8 and uint8 as they are written"
+        )
+    if not config.unscaled_inputs:
+        return
+    specs = [
+        (place, spec)
+        for place, holder in places
+        if (spec := getattr(holder, "input", None)) is not None
+    ]
+    for place, spec in specs:
+        if spec.number_format.family != "float" or spec.dynamic or spec.scale != "float32":
+            raise ValueError(
+                f"{place}input: unscaled_inputs rounds static minifloats, not {spec}: write "
+                "fp8_e4m3, or unscaled_inputs: false"
+            )
+        if spec.observer is not None and spec.observer.name != "minmax":
+            raise ValueError(
+                f"{place}input: unscaled_inputs looks at no values: leave {spec.observer} out"
+            )
+    if not specs:
+        raise ValueError("unscaled_inputs: no input is quantized: give input, such as fp8_e4m3")
+
+
+def attention(config: BrevitasConfig) -> None:
+    """Refuse attention specs that Brevitas's attention has no quantizers for."""
+    options = config.attention
+    if options is None:
+        return
+    try:
+        spec = options.spec.resolve("input")
+    except ValueError as error:
+        raise ValueError(f"attention.spec: {error}") from None
+    found = misfit(spec, "input", config.supports, config.name)
+    problem = found[1] if found is not None else config.refuses(spec, "input")
+    if problem is not None:
+        raise ValueError(f"attention.spec: {problem}")
+    if spec.granularity is None or spec.granularity.kind != "tensor":
+        raise ValueError(
+            f"attention.spec: keys are transposed within attention, where {spec.granularity} "
+            f"scales have no place: write {spec.format}/tensor"
+        )
+    if spec.number_format.family == "integer" and not spec.number_format.signed:
+        raise ValueError(
+            "attention.spec: queries and keys are negative too: write "
+            f"{spec.format.removeprefix('u')}, and softmax is unsigned all the same"
+        )
+    if config.backend == "fx":
+        raise ValueError(
+            "attention: fx hands quantized tensors to attention, which Brevitas's cannot "
+            "scale: write backend: layerwise"
+        )
+
+
+def rotation(config: BrevitasConfig, weights: bool) -> None:
+    """Refuse rotations that their surroundings do not allow."""
+    if config.layernorm_to_rmsnorm and not config.merge_layernorm:
+        raise ValueError(
+            "layernorm_to_rmsnorm: RMSNorm has no bias to keep LayerNorm's in: write "
+            "merge_layernorm: true too"
+        )
+    options = config.rotation
+    if options is None:
+        return
+    if not weights:
+        raise ValueError(
+            "rotation works on weights that are quantized: give weight a spec, such as int4/channel"
+        )
+    if options.mode == "layerwise":
+        if options.matrix == "orthogonal":
+            raise ValueError(
+                "rotation.matrix: Brevitas rotates at run time by Hadamard matrices only: "
+                "write matrix: hadamard, or mode: fused"
+            )
+        if options.sdpa_regions or options.online:
+            given = "sdpa_regions" if options.sdpa_regions else "online"
+            raise ValueError(
+                f"rotation.{given}: mode layerwise rotates before every layer as it is: leave "
+                f"{given} out, or write mode: fused"
+            )
+    if options.mode == "layerwise" and options.permute:
+        raise ValueError(
+            "rotation.permute: layerwise has no layers before to permute: write mode: fused"
+        )
+    if options.permute and options.block_size is None:
+        raise ValueError(
+            "rotation.permute: an order matters to rotations in blocks only: give "
+            "block_size, such as 32"
+        )
+    if options.block_size is not None and options.matrix == "orthogonal":
+        raise ValueError(
+            "rotation.block_size: Brevitas rotates blocks by Hadamard matrices only: write "
+            "matrix: hadamard"
+        )
+    if options.mode != "layerwise" and not config.merge_layernorm:
+        raise ValueError(
+            f"rotation.mode: {options.mode} rotates what norms see, so norms must not weigh "
+            "channels: write merge_layernorm: true too, or mode: layerwise"
+        )
+    if config.backend == "fx" and (options.mode == "layerwise" or options.online):
+        raise ValueError(
+            "rotation: fx cannot see through rotations at run time: write mode: fx without "
+            "online, or backend: layerwise"
+        )
