@@ -36,7 +36,8 @@ class Encoding:
         symmetric: Whether the zero point is fixed at zero.
         dynamic: Whether the scale is computed from each input; then the tensors are None.
         scale: Float tensor; a scalar, one a channel, or one a block.
-        zero_point: Integer tensor like ``scale``, or None where the format has none.
+        zero_point: Tensor like ``scale``: integers, or floats where the backend leaves them
+            unrounded; None where the format has none.
         min, max: Smallest and largest representable value, float tensors like ``scale``.
         scale_format: Number format in which a scale is stored.
     """
@@ -62,7 +63,8 @@ class Encoding:
         count = self.scale.numel()
         bits = count * _SCALE_BITS.get(self.scale_format, 32)
         if not self.symmetric:
-            bits += count * parse_format(self.format).bits
+            unrounded = self.zero_point is not None and self.zero_point.is_floating_point()
+            bits += count * (32 if unrounded else parse_format(self.format).bits)
         return ceil(bits / 8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -287,3 +288,21 @@ def test_packed_sizes_are_exact(text: str, scales: int | None, count: int) -> No
     )  # fmt: skip
     found = packed_sizes({"a.weight": ((6, 40), 4), "a.bias": ((6,), 4)}, [encoding])
     assert found == {"a.weight": count, "a.bias": 24}
+
+
+def test_zero_points_between_integers_are_stored_like_scales() -> None:
+    scale = torch.ones(6)
+    rounded = Encoding(
+        "a",
+        "a",
+        "weight",
+        "uint4",
+        "channel",
+        0,
+        symmetric=False,
+        scale=scale,
+        zero_point=scale.int(),
+    )
+    unrounded = replace(rounded, zero_point=scale)
+    assert rounded.parameter_bytes() == 6 * 4 + 6 * 4 // 8
+    assert unrounded.parameter_bytes() == 6 * 4 + 6 * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from math import prod
 
 from torch import nn
@@ -39,6 +40,12 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Write calibrate_bn: false",
         )
+    if config.rotation is not None and all(entry.op != "linear" for entry in planned):
+        raise QuantizationError(
+            "rotation turns the inputs of Linear layers, and none is quantized",
+            where="plan",
+            fix="Leave rotation out",
+        )
     if config.algorithm is not None and planned and not any(map(_roundable, planned)):
         raise QuantizationError(
             f"{config.algorithm.name} rounds Linear and Conv layers, and only transposed "
@@ -60,6 +67,12 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
             f"{config.algorithm.name} leaves transposed convolutions to the nearest codes: "
             f"{', '.join(left)}"
         )
+    rotation = config.rotation
+    if rotation is not None and (rotation.mode == "layerwise" or rotation.online):
+        layers = [entry for entry in planned if entry.op == "linear"]
+        stay = [entry.name for entry in layers if not has_hadamard((entry.shape or (0, 0))[1])]
+        if stay:
+            yield f"not rotated at run time, as no Hadamard matrix is so wide: {', '.join(stay)}"
     seconds = _hqo_seconds(planned)
     if config.hqo and seconds > _WORTH_A_WARNING:
         yield (
@@ -74,6 +87,18 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
             "magnitude within 1e-6 below a power of two counts as that power; quark-native reads "
             "the exponent's bits instead"
         )
+
+
+@cache
+def has_hadamard(width: int) -> bool:
+    """Whether Brevitas can rotate so many channels by a Hadamard matrix."""
+    from brevitas.graph.hadamard import get_hadK
+
+    try:
+        get_hadK(width)
+    except AssertionError:
+        return False
+    return True
 
 
 def _roundable(entry: PlanEntry) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from quark_core.spec import FrozenModel
+from quark_core.spec import FrozenModel, TensorSpec
 
 Engine = Literal["fast", "brevitas"]
 _ENGINE = (
@@ -108,6 +108,54 @@ _OTHERS = {
     "magr": "MagR comes before an algorithm: write magr: {}",
 }
 """What users of Brevitas may look for here, and what to write instead."""
+
+
+class Rotation(FrozenModel):
+    """Rotate what layers receive, and their weights to match: outliers spread over channels."""
+
+    mode: Literal["layerwise", "fx", "fused"] = Field(
+        default="fused",
+        description="fused rotates the weights around the residual stream, found on the graph of "
+        "one call; fx does that on a traced graph; layerwise rotates before each layer at run "
+        "time.",
+    )
+    matrix: Literal["hadamard", "orthogonal"] = Field(
+        default="hadamard", description="The rotation; orthogonal ones are random."
+    )
+    sdpa_regions: bool = Field(
+        default=False, description="Rotate values within each attention head too."
+    )
+    online: bool = Field(
+        default=False,
+        description="Rotate the layers left over at run time, as layerwise does.",
+    )
+    block_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="Rotate so many channels at a time, where they divide a width; null is all.",
+    )
+    permute: Literal["massdiff", "zigzag", "absmax", "random"] | None = Field(
+        default=None,
+        description="Order channels first, so that blocks share outliers evenly; needs block_size.",
+    )
+
+
+class Attention(FrozenModel):
+    """Quantize what scaled dot-product attention multiplies."""
+
+    spec: TensorSpec = Field(
+        default_factory=lambda: TensorSpec.model_validate("int8/sym"),
+        description="Of queries, keys, values and softmax: a spec as for inputs, one scale a "
+        "tensor.",
+    )
+    tensors: Literal["qkvs", "qkv", "kv"] = Field(
+        default="qkvs", description="q queries, k keys, v values, s the softmax's output."
+    )
+    mode: Literal["functional", "fx"] = Field(
+        default="functional",
+        description="functional leads each block's calls to a module; fx makes a module of each "
+        "call in a traced graph.",
+    )
 
 
 def _by_name(value: Any) -> Any:

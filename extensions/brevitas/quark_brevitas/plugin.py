@@ -19,6 +19,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
                 exports=("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf"),
                 save_load=True,
                 set_enabled=True,
+                qat=True,
             ),
             requires=("brevitas>=0.13,<0.14", "torch>=2.6"),
             tested=("brevitas==0.13.4", "torch==2.13.0"),

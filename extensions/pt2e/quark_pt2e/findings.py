@@ -13,8 +13,13 @@ from quark_pt2e.graph.naming import branches, module_path, op_name
 _NORMS = ("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 
 
-def warnings(graph: fx.GraphModule) -> tuple[str, ...]:
-    """Sentences on infinities and on parameters that pass through torch.cond."""
+def warnings(graph: fx.GraphModule, *, into_branches: bool) -> tuple[str, ...]:
+    """Sentences on infinities and on parameters that pass through torch.cond.
+
+    Args:
+        graph: The exported graph, before anything is annotated.
+        into_branches: Whether branches are quantized.
+    """
     found = []
     places = list(dict.fromkeys(_infinities(graph)))
     if places:
@@ -23,7 +28,7 @@ def warnings(graph: fx.GraphModule) -> tuple[str, ...]:
             "a large finite number, such as -100 for attention masks, keeps the others' resolution"
         )
     for node in graph.graph.nodes:
-        if any(True for _ in branches(node)) and _parameters(graph, node):
+        if into_branches and any(True for _ in branches(node)) and _parameters(graph, node):
             found.append(
                 f"the branches of {node.name} read their weights through torch.cond, where they "
                 "get activation ranges: check the accuracy of these layers"

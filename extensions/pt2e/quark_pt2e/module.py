@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import zlib
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from quark_core.batch import Batch
+from quark_core.errors import QuantizationError
 from quark_pt2e.graph.encodings import Place, owner_of, quantized_output
 
 
@@ -39,6 +41,25 @@ class GraphRunner(nn.Module):
         if self.samples is None or len(sizes) != 1 or sizes == {self.samples}:
             return program(*args, **kwargs)
         return self._in_pieces(program, batch, sizes.pop(), self.samples)
+
+    def train(self, mode: bool = True) -> Self:
+        """Accept evaluation mode, the only one a converted graph has.
+
+        Raises:
+            QuantizationError: Training was asked for.
+        """
+        if mode:
+            raise QuantizationError(
+                "a converted graph cannot be trained",
+                where="module.train()",
+                fix="Quantize with qat: true, train that module, and convert it then",
+            )
+        self.training = False
+        return self
+
+    def forget_taps(self) -> None:
+        """Drop the copy of the program that calls the taps: the program has changed."""
+        self._listening.clear()
 
     def tap(self, name: str, place: Place) -> nn.Module:
         """A module that is called with what the node at ``place`` yields, while it has hooks."""
@@ -100,3 +121,12 @@ def _cut(leaf: torch.Tensor, start: int, size: int) -> torch.Tensor:
     missing = size - piece.shape[0]
     # A short last piece is filled up with copies, whose results are dropped.
     return torch.cat([piece, piece[-1:].expand(missing, *piece.shape[1:])]) if missing else piece
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A number that changes with any weight or buffer, or with their names."""
+    found = 0
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(data.numpy().tobytes(), zlib.crc32(name.encode(), found))
+    return found

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
@@ -24,6 +27,8 @@ _STATIC: dict[str, type] = {
     "mse": HistogramObserver,
 }
 
+_MOVING = (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver)
+
 
 def activation(
     spec: TensorSpec,
@@ -32,6 +37,7 @@ def activation(
     *,
     floor: float,
     headroom: float = 1.0,
+    qat: bool = False,
 ) -> QuantizationSpec:
     """Torchao's spec for a tensor between operations.
 
@@ -41,6 +47,7 @@ def activation(
         limits: Smallest and largest code.
         floor: Smallest scale.
         headroom: Factor on static ranges.
+        qat: Round as well as watch.
     """
     scheme = torch.per_tensor_symmetric if spec.symmetric else torch.per_tensor_affine
     options: dict[str, Any] = {"eps": floor}
@@ -60,17 +67,46 @@ def activation(
         quant_max=limits[1],
         qscheme=scheme,
         is_dynamic=spec.dynamic,
-        observer_or_fake_quant_ctr=observer.with_args(**options),
+        observer_or_fake_quant_ctr=_maker(observer, options, qat=qat),
     )
 
 
+def _maker(observer: Any, options: dict[str, Any], *, qat: bool) -> Any:
+    if not qat:
+        return observer.with_args(**options)
+    if observer is PlaceholderObserver:
+        # A moving average that forgets at once takes each batch's own range.
+        once = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
+        return FakeQuantize.with_args(observer=once, **options)
+    fake = FusedMovingAvgObsFakeQuantize if observer in _MOVING else FakeQuantize
+    return fake.with_args(observer=observer, **options)
+
+
 def weight(
-    spec: TensorSpec, dtype: torch.dtype, limits: tuple[int, int], *, floor: float
+    spec: TensorSpec,
+    dtype: torch.dtype,
+    limits: tuple[int, int],
+    *,
+    floor: float,
+    qat: bool = False,
+    follows: bool = False,
 ) -> QuantizationSpec:
-    """Torchao's spec for a weight: symmetric, per tensor or per output channel."""
+    """Torchao's spec for a weight: symmetric, per tensor or per output channel.
+
+    Args:
+        spec: The host's spec, resolved.
+        dtype: In which codes are stored.
+        limits: Smallest and largest code.
+        floor: Smallest scale.
+        qat: Round as well as watch.
+        follows: In training, let the range follow the weights, up and down.
+    """
     assert spec.granularity is not None
     channel = spec.granularity.kind == "channel"
-    observer = PerChannelMinMaxObserver if channel else MinMaxObserver
+    if qat and follows:
+        observer = _MOVING[1] if channel else _MOVING[0]
+    else:
+        observer = PerChannelMinMaxObserver if channel else MinMaxObserver
     return QuantizationSpec(
         dtype=dtype,
         quant_min=limits[0],
@@ -78,7 +114,7 @@ def weight(
         qscheme=torch.per_channel_symmetric if channel else torch.per_tensor_symmetric,
         ch_axis=0,
         is_dynamic=False,
-        observer_or_fake_quant_ctr=observer.with_args(eps=floor),
+        observer_or_fake_quant_ctr=_maker(observer, {"eps": floor}, qat=qat),
     )
 
 
@@ -98,6 +134,16 @@ def with_headroom(observer: type) -> Any:
     return Widened
 
 
+def observers(graph: nn.Module) -> list[Any]:
+    """The modules of a graph that keep a smallest and a largest value."""
+    return [
+        module
+        for module in graph.modules()
+        if isinstance(getattr(module, "min_val", None), torch.Tensor)
+        and isinstance(getattr(module, "max_val", None), torch.Tensor)
+    ]
+
+
 class Ranges:
     """Watches the ranges of all observers of a graph, batch after batch.
 
@@ -108,12 +154,7 @@ class Ranges:
     """
 
     def __init__(self, graph: nn.Module, tolerance: float, patience: int) -> None:
-        self._observers: list[Any] = [
-            module
-            for module in graph.modules()
-            if isinstance(getattr(module, "min_val", None), torch.Tensor)
-            and isinstance(getattr(module, "max_val", None), torch.Tensor)
-        ]
+        self._observers = observers(graph)
         self._tolerance, self._patience = tolerance, patience
         self._last: torch.Tensor | None = None
         self._still = 0

@@ -19,7 +19,7 @@ def _arm(name: str, stem: str, summary: str, *exports: str) -> QuantizerSpec:
         config=f"quark_pt2e.config.arm:{stem}Config",
         quantizer=f"quark_pt2e.backends.arm:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True),
+        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True, qat=True),
         requires=_ARM,
         tested=_TESTED_ARM,
     )
@@ -33,7 +33,7 @@ def _desktop(
         config=f"quark_pt2e.config.desktop:{stem}Config",
         quantizer=f"quark_pt2e.backends.desktop:{stem}Backend",
         summary=summary,
-        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True),
+        capabilities=Capabilities(exports=(*exports, "pt2"), save_load=True, qat=True),
         requires=requires,
         tested=_TESTED_EXECUTORCH if requires is _EXECUTORCH else _TESTED,
     )
@@ -57,7 +57,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
     return [
         _arm("ethos-u", "EthosU", "Arm Ethos-U NPUs: 8x8, 16x8, 8x4, to Vela", "ethos-u", "tosa"),
         _arm("tosa", "Tosa", "TOSA's integer profile, run on its reference model", "tosa"),
-        _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF", "tosa"),
+        _arm("vgf", "Vgf", "Vulkan devices through Arm's VGF", "vgf", "tosa"),
         _desktop(
             "xnnpack",
             "Xnnpack",
@@ -78,7 +78,7 @@ def quark_quantizers() -> list[QuantizerSpec]:
             config="quark_pt2e.config.factory:FactoryConfig",
             quantizer="quark_pt2e.backends.factory:FactoryBackend",
             summary="any PT2E quantizer by its import path, or several in order",
-            capabilities=Capabilities(exports=("pt2",), save_load=True),
+            capabilities=Capabilities(exports=("pt2",), save_load=True, qat=True),
             requires=_TORCHAO,
             tested=_TESTED,
             runs_code=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,11 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import fx, nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import (
+    convert_pt2e,
+    prepare_pt2e,
+    prepare_qat_pt2e,
+)
 from torchao.quantization.pt2e.quantizer import Quantizer
 
 from quark_core.batch import Batch
@@ -24,18 +27,19 @@ from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import select
 from quark_pt2e import findings
 from quark_pt2e.config.base import Pt2eConfig
-from quark_pt2e.graph import coverage
+from quark_pt2e.graph import coverage, training
 from quark_pt2e.graph.branching import BranchCounter, convert_all, prepare_all
 from quark_pt2e.graph.capture import (
     Captured,
     capture,
     require_supported,
 )
-from quark_pt2e.graph.naming import Namer, Site, scope_names
+from quark_pt2e.graph.naming import Namer, Site, branches, scope_names
 from quark_pt2e.graph.sizes import require_any_size
 from quark_pt2e.model import Layer, Pt2eModel
-from quark_pt2e.module import GraphRunner
-from quark_pt2e.observing import Ranges
+from quark_pt2e.module import GraphRunner, fingerprint
+from quark_pt2e.observing import Ranges, observers
+from quark_pt2e.trainable import TrainableModel, TrainableRunner
 
 ConfigT = TypeVar("ConfigT", bound=Pt2eConfig)
 Export = Callable[[Pt2eModel, Path], Path]
@@ -104,14 +108,14 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
             QuantizationError: There is no example, or the model cannot be exported.
         """
         observed = self._observe(model, example)
-        return dataclasses.replace(observed.plan, made=[(_fingerprint(model), observed)])  # type: ignore[call-arg]
+        return dataclasses.replace(observed.plan, made=[(_identity(model), observed)])  # type: ignore[call-arg]
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Observed:
         """The graph with observers: the plan's own if it was made for this model."""
         made = getattr(plan, "made", [])
         if made:
-            fingerprint, observed = made.pop()
-            if fingerprint == _fingerprint(model):
+            identity, observed = made.pop()
+            if identity == _identity(model):
                 found: Observed = observed
                 return found
         return self._observe(model, example)
@@ -128,8 +132,8 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         if prepared.ranges is not None:
             prepared.ranges.look()
 
-    def convert(self, prepared: Observed) -> Pt2eModel:
-        """Replace observers by quantize and dequantize operations."""
+    def convert(self, prepared: Observed) -> Pt2eModel | TrainableModel:
+        """Replace observers by quantize and dequantize operations; with ``qat``, only later."""
         if prepared.samples == 0:
             # Weights are observed by running the graph, also where nothing else is.
             with torch.no_grad():
@@ -137,25 +141,35 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         prepared.counter.close()
         notes = list(prepared.plan.warnings)
         for branch, seen in prepared.counter.seen.items():
-            if seen == 0 and prepared.samples:
+            if seen == 0 and prepared.samples and self._into_branches:
                 notes.append(f"no sample took the branch {branch}: its ranges mean nothing")
                 warnings.warn(notes[-1], stacklevel=2)
-        graph = convert_all(prepared.runner.graph, convert_pt2e)
         record = {
             "samples": prepared.samples,
             "skipped": prepared.skipped,
             "branches": dict(prepared.counter.seen),
             "batch": "dynamic" if prepared.captured.dynamic else "static",
         }
-        return Pt2eModel(
-            GraphRunner(graph, prepared.runner.samples),
-            dataclasses.replace(prepared.plan, warnings=tuple(notes)),
-            layers=prepared.layers,
-            example=prepared.captured.example.first(),
-            config=self.config,
-            exports=self.exports,
-            record=record,
-        )
+        plan = dataclasses.replace(prepared.plan, warnings=tuple(notes))
+        graph = prepared.runner.graph
+
+        def finish(graph: fx.GraphModule) -> Pt2eModel:
+            converted = convert_all(graph, convert_pt2e, into_branches=self._into_branches)
+            return Pt2eModel(
+                GraphRunner(converted, prepared.runner.samples),
+                plan,
+                layers=_moved(prepared.layers, converted) if self.config.qat else prepared.layers,
+                example=prepared.captured.example.first(),
+                config=self.config,
+                exports=self.exports,
+                record=record,
+            )
+
+        if not self.config.qat:
+            return finish(graph)
+        runner = TrainableRunner(graph, prepared.runner.samples)
+        runner.eval()
+        return TrainableModel(runner, plan, layers=prepared.layers, finish=finish, record=record)
 
     def load(self, model: nn.Module, directory: Path, example: Batch | None = None) -> Pt2eModel:
         """Load the saved program; the float model is not needed for it.
@@ -165,6 +179,10 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
         """
         return Pt2eModel.load(directory, self.config, self.exports)
 
+    @property
+    def _into_branches(self) -> bool:
+        return self.config.branches == "quantized"
+
     def _observe(self, model: nn.Module, example: Batch | None) -> Observed:
         if example is None:
             raise QuantizationError(
@@ -172,10 +190,9 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
                 where="data.calibration",
                 fix="Give calibration data; one batch is enough to plan",
             )
-        for dynamic in {"auto": (True, False), "dynamic": (True,), "static": (False,)}[
-            self.config.batch
-        ]:
-            last = not dynamic or self.config.batch == "dynamic"
+        wanted = "dynamic" if self.config.qat else self.config.batch
+        for dynamic in {"auto": (True, False), "dynamic": (True,), "static": (False,)}[wanted]:
+            last = not dynamic or wanted == "dynamic"
             try:
                 return self._observe_as(copy.deepcopy(model), example, dynamic=dynamic)
             except Exception:
@@ -185,15 +202,28 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
 
     def _observe_as(self, model: nn.Module, example: Batch, *, dynamic: bool) -> Observed:
         namer = Namer(model)
-        captured = capture(model, example, dynamic=dynamic, strict=self.strict())
+        qat = self.config.qat
+        captured = capture(model, example, dynamic=dynamic, strict=self.strict(), training=qat)
         require_supported(captured.graph)
-        notes = findings.warnings(captured.graph)
+        if qat:
+            self._require_trainable(captured.graph)
+            training.drop_counters(captured.graph)
+        notes = findings.warnings(captured.graph, into_branches=self._into_branches)
         followers = findings.batch_norms(captured.graph)
-        recorder = _Recorder(self.build(namer))
-        graph = prepare_all(captured.graph, lambda part: prepare_pt2e(part, recorder))
+        recorder = _Recorder(self.build(namer), namer if qat else None)
+        prepare = prepare_qat_pt2e if qat else prepare_pt2e
+        graph = prepare_all(
+            captured.graph,
+            lambda part: prepare(part, recorder),
+            into_branches=self._into_branches,
+        )
+        self._require_kind(graph)
+        if qat:
+            training.set_mode(graph, training=False, observing=True)
         if dynamic:
             require_any_size(graph, captured.example)
-        sites = namer.sites(graph)
+        # Fusing batch norms for training makes new nodes: names come from before.
+        sites = recorder.sites if qat else namer.sites(graph)
         selection = select([site.target for site in sites], self.config)
         entries = coverage.entries(sites, selection.decisions, self.describe())
         runner = GraphRunner(graph, None if captured.dynamic else captured.size)
@@ -210,39 +240,77 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
             unmatched=selection.unmatched,
             warnings=notes,
         )
+        layers = _layers([site for site in sites if site.target.name in planned], followers)
         settle = self.config.settle
         return Observed(
             runner,
             captured,
-            _layers([site for site in sites if site.target.name in planned], followers),
+            _moved(layers, graph) if qat else layers,
             notes,
             plan,
             BranchCounter(graph),
             None if settle is None else Ranges(graph, settle.tolerance, settle.patience),
         )
 
+    def _require_trainable(self, graph: fx.GraphModule) -> None:
+        for node in graph.graph.nodes:
+            if self._into_branches and any(True for _ in branches(node)):
+                raise QuantizationError(
+                    "branches of torch.cond cannot be trained with fake quantizers",
+                    where=f"node {node.name!r}",
+                    fix="Write branches: float, or drop qat",
+                )
+
+    def _require_kind(self, graph: fx.GraphModule) -> None:
+        """A quantizer's own configuration must be for training exactly if ours is."""
+        trains = bool(training.fake_quantizers(graph))
+        if trains and not self.config.qat:
+            raise QuantizationError(
+                f"{self.describe()} is configured for training (is_qat)",
+                where="quantizer.config_arguments",
+                fix="Write is_qat: false there, or qat: true for the whole",
+            )
+        if self.config.qat and not trains and observers(graph):
+            raise QuantizationError(
+                f"{self.describe()} puts no fake quantizers in: it is not configured for training",
+                where="quantizer.config_arguments",
+                fix="Write is_qat: true there if its configuration has that, or drop qat",
+            )
+
     def _steps(self, captured: Captured, static: bool) -> tuple[Step, ...]:
         sizes = "any batch size" if captured.dynamic else "one sample; batches are cut up"
         steps = [Step("export", sizes), Step("prepare", f"{self.describe()} annotates the graph")]
         if static:
             steps.append(Step("calibrate", "observers see the calibration data"))
+        if self.config.qat:
+            return (*steps, Step("train", "in a loop of your own, before it is converted"))
         return (*steps, Step("convert", "observers become quantize and dequantize operations"))
 
 
 class _Recorder(Quantizer):  # type: ignore[misc]
-    """Passes everything on to a quantizer, and notes what it annotated."""
+    """Passes everything on to a quantizer, and notes what it annotated.
 
-    def __init__(self, inner: Quantizer) -> None:
+    For training it is given the namer, and keeps the sites of the graph as it was then.
+    """
+
+    def __init__(self, inner: Quantizer, namer: Namer | None) -> None:
         super().__init__()
-        self._inner = inner
+        self._inner, self._namer = inner, namer
+        self.sites: list[Site] = []
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         changed: fx.GraphModule = self._inner.transform_for_annotation(model)
         return changed
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        if self._namer is not None:
+            training.hoist_constants(model)
         self._inner.annotate(model)
         coverage.note(model)
+        if self._namer is not None:
+            coverage.fold_norms(model)
+            self.sites = [site for site in self._namer.sites(model) if coverage.is_noted(site)]
+            coverage.mark(self.sites)
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
@@ -266,12 +334,16 @@ def _layers(sites: list[Site], followers: Mapping[str, str]) -> dict[str, Layer]
     return layers
 
 
-def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+def _moved(layers: Mapping[str, Layer], graph: fx.GraphModule) -> dict[str, Layer]:
+    """The layers where folding batch norms has put their nodes."""
+    places = coverage.marked(graph)
+    return {
+        name: dataclasses.replace(layer, place=places[name])
+        for name, layer in layers.items()
+        if name in places
+    }
+
+
+def _identity(model: nn.Module) -> tuple[Any, ...]:
     """Equal for models with equal structure and weights."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return type(model), repr(model), tuple((name, _checksum(tensor)) for name, tensor in tensors)
-
-
-def _checksum(tensor: torch.Tensor) -> int:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(data.numpy().tobytes())
+    return type(model), repr(model), fingerprint(model)

@@ -169,5 +169,36 @@ def test_branches(
     assert any("through torch.cond" in warning for warning in quantized.plan.warnings)
 
 
+def test_branches_left_float(
+    cond_model: nn.Module, golden_inputs: Any, tables: Any, outputs: Any
+) -> None:
+    data = [
+        Batch((torch.from_numpy(image[None]), torch.from_numpy(flag)))
+        for image, flag in zip(golden_inputs["calib_x"], golden_inputs["calib_flag"], strict=True)
+    ]
+    config = EthosUConfig(
+        name="ethos-u", target="ethos-u85-256", batch="static", branches="float", **INT8
+    )
+    quantized = EthosUBackend(config).quantize(cond_model, data)
+    expected = {row[0]: row[1:] for row in tables["cond_int8_plain"]}
+    found = _table(quantized.graph)
+    assert found.keys() == expected.keys()
+    for node, row in expected.items():
+        np.testing.assert_allclose(found[node][0], row[0], rtol=1e-6)
+        assert found[node][1:] == row[1:]
+    with torch.no_grad():
+        results = [
+            quantized(torch.from_numpy(image[None]), torch.from_numpy(flag)).numpy()
+            for image, flag in zip(golden_inputs["test_x"], golden_inputs["test_flag"], strict=True)
+        ]
+    np.testing.assert_allclose(
+        np.concatenate(results), outputs["cond_int8_plain"], rtol=0, atol=1e-6
+    )
+    inside = [entry for entry in quantized.plan.entries if entry.name.startswith("cond.")]
+    assert inside
+    assert all(entry.reason == "branches: float leaves it" for entry in inside)
+    assert not quantized.plan.warnings
+
+
 def test_the_copy_is_small() -> None:
     assert sum(file.stat().st_size for file in GOLDEN.iterdir()) < 1_200_000

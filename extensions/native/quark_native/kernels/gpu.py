@@ -39,12 +39,17 @@ def interpreted() -> bool:
 
 @cache
 def kernels() -> Any:
-    """The module of kernels, or why it cannot be imported."""
+    """The kernels by name, or why it cannot be imported."""
     try:
-        from quark_native.kernels import triton_kernels
+        from quark_native.kernels import triton_kernels, triton_packing
     except ImportError as error:
         return f"Triton is not installed ({error}): pip install triton"
-    return triton_kernels
+    return {
+        "blocks": triton_kernels.blocks_kernel,
+        "given": triton_kernels.given_kernel,
+        "pack": triton_packing.pack_kernel,
+        "unpack": triton_packing.unpack_kernel,
+    }
 
 
 def refusal(fmt: Format, call: Call | None, x: Tensor, parameters: Parameters | None) -> str | None:
@@ -103,7 +108,7 @@ def pack(call: Call, layout: Layout, x: Tensor, bits: int, seed: int = 0) -> tup
         "BF16": x.dtype == torch.bfloat16,
     }
     arguments = (_raw(x), codes, scales, seed, rows)
-    _launch("pack_kernel", block, lambda tile: -(-rows // tile), x, arguments, constants)
+    _launch("pack", block, lambda tile: -(-rows // tile), x, arguments, constants)
     return codes, scales
 
 
@@ -123,7 +128,7 @@ def unpack(
     constants = {"MIN_SCALE": scale_bias, "BITS": bits, "BLOCK": block, "BF16": bf16}
     stored = (codes.contiguous(), scales.contiguous(), table.to(codes.device))
     arguments = (*stored, _raw(out), rows)
-    _launch("unpack_kernel", block, lambda tile: -(-rows // tile), out, arguments, constants)
+    _launch("unpack", block, lambda tile: -(-rows // tile), out, arguments, constants)
     return out
 
 
@@ -137,7 +142,7 @@ def tuned(name: str, width: int) -> Any:
     """A kernel that measures tiles and warps once for each format and dtype, and keeps the best."""
     import triton
 
-    kernel = getattr(kernels(), name)
+    kernel = kernels()[name]
     choices = dict.fromkeys(
         (max(elements // width, 1), warps) for elements in _TUNED_ELEMENTS for warps in _TUNED_WARPS
     )
@@ -164,7 +169,7 @@ def _launch(
             kernel(*arguments, **constants, enable_fp_fusion=False)
             return
         tile = tile_of(width)
-        kernel = getattr(kernels(), name)[(programs(tile),)]
+        kernel = kernels()[name][(programs(tile),)]
         kernel(*arguments, **constants, TILE=tile, num_warps=WARPS, enable_fp_fusion=False)
 
 
@@ -219,7 +224,7 @@ def _blocks(
     def programs(tile: int) -> int:
         return rows * -(-inner // tile) if across else -(-rows // tile)
 
-    _launch("blocks_kernel", width, programs, x, arguments, constants)
+    _launch("blocks", width, programs, x, arguments, constants)
 
 
 def _given(
@@ -240,4 +245,4 @@ def _given(
     sizes = (count, view.length, view.inner, view.block, *strides)
     scales = (scale, scale if extra is None else extra)
     arguments = (_raw(x), _raw(out), *scales, seed, *sizes)
-    _launch("given_kernel", 1, lambda tile: -(-count // tile), x, arguments, constants)
+    _launch("given", 1, lambda tile: -(-count // tile), x, arguments, constants)

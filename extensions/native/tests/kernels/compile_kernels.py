@@ -12,7 +12,7 @@ from typing import Any
 
 import triton
 from quark_native.formats import Format
-from quark_native.kernels import gpu, triton_kernels
+from quark_native.kernels import gpu
 from quark_native.kernels.library import KINDS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -45,7 +45,7 @@ def blocks(name: str, dtype: str, across: bool) -> tuple[Any, dict[str, str], di
     }
     pointers = {"x_ptr": TYPES[dtype], "out_ptr": TYPES[dtype], "outer_ptr": "fp32"}
     rest = ("length", "inner", "groups", "rows")
-    return triton_kernels.blocks_kernel, _signature(pointers, rest, constants), constants
+    return gpu.kernels()["blocks"], _signature(pointers, rest, constants), constants
 
 
 def pack(name: str, dtype: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
@@ -60,7 +60,7 @@ def pack(name: str, dtype: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
         "TILE": gpu.tile_of(fmt.layout.size),
     }
     pointers = {"x_ptr": TYPES[dtype], "codes_ptr": "u8", "scales_ptr": "u8"}
-    return triton_kernels.pack_kernel, _signature(pointers, ("rows",), constants), constants
+    return gpu.kernels()["pack"], _signature(pointers, ("rows",), constants), constants
 
 
 def given(name: str, dtype: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
@@ -80,7 +80,7 @@ def given(name: str, dtype: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     pointers["extra_ptr"] = "fp32"
     rest = ("count", "length", "inner", "block", "scale_rows", "scale_outer")
     rest += ("scale_block", "scale_inner")
-    return triton_kernels.given_kernel, _signature(pointers, rest, constants), constants
+    return gpu.kernels()["given"], _signature(pointers, rest, constants), constants
 
 
 def _element(call: Any) -> dict[str, Any]:

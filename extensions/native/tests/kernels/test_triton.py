@@ -126,7 +126,7 @@ def test_tuning_tries_several_programs_and_changes_nothing(name, monkeypatch):
         tried.append(1)
         return [float(len(tried))] * 3
 
-    kernel = "given_kernel" if "int8" in name else "blocks_kernel"
+    kernel = "given" if "int8" in name else "blocks"
     fmt = Format.parse(name)
     gpu.tuned.cache_clear()
     tuner = gpu.tuned(kernel, 1 if "int8" in name else fmt.layout.size)

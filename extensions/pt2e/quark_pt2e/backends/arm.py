@@ -90,14 +90,21 @@ class ArmBackend(Pt2eQuantizer[ConfigT]):
         dtype = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16}[spec.format]
         floor = self.config.scale_floor or _FLOORS[bits]
         return observing.activation(
-            spec, dtype, self.limits(spec), floor=floor, headroom=self.config.headroom
+            spec,
+            dtype,
+            self.limits(spec),
+            floor=floor,
+            headroom=self.config.headroom,
+            qat=self.config.qat,
         )
 
     def _weight(self, spec: TensorSpec | None, bits: int) -> Any:
         if spec is None:
             return None
         top = 2 ** (spec.number_format.bits - 1) - 1
-        return observing.weight(spec, torch.int8, (-top, top), floor=_FLOORS[8])
+        return observing.weight(
+            spec, torch.int8, (-top, top), floor=_FLOORS[8], qat=self.config.qat
+        )
 
     def _as_theirs(self, quantizer: TOSAQuantizer, namer: Namer) -> None:
         for rule in self.config.rules:
@@ -150,7 +157,10 @@ class VgfBackend(ArmBackend[VgfConfig]):
     """Arm's VgfQuantizer."""
 
     config_class = VgfConfig
-    exports: ClassVar[Mapping[str, Any]] = {"tosa": lazily("quark_pt2e.lowering.tosa:export")}
+    exports: ClassVar[Mapping[str, Any]] = {
+        "vgf": lazily("quark_pt2e.lowering.vgf:export"),
+        "tosa": lazily("quark_pt2e.lowering.tosa:export"),
+    }
 
     def empty(self, spec: Any) -> VgfQuantizer:
         """VgfQuantizer."""

@@ -39,8 +39,16 @@ class _Desktop(GroupedBackend[ConfigT]):
         return QuantizationConfig(
             self._activation(read),
             None if made is None else self._activation(made),
-            observing.weight(weight, torch.int8, (self.lowest_weight, 127), floor=_FLOOR),
+            observing.weight(
+                weight,
+                torch.int8,
+                (self.lowest_weight, 127),
+                floor=_FLOOR,
+                qat=config.qat,
+                follows=True,
+            ),
             None,
+            config.qat,
         )
 
     def _activation(self, spec: TensorSpec) -> Any:
@@ -51,6 +59,7 @@ class _Desktop(GroupedBackend[ConfigT]):
             (low, high),
             floor=self.config.scale_floor or _FLOOR,
             headroom=self.config.headroom,
+            qat=self.config.qat,
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quark_core.config import QuantizationConfig
 from quark_core.spec import FrozenModel
@@ -35,9 +35,26 @@ class Pt2eConfig(QuantizationConfig):
         description="Export by tracing bytecode; by default only where branches need it to keep "
         "the names of their layers.",
     )
+    branches: Literal["quantized", "float"] = Field(
+        default="quantized",
+        description="What becomes of the branches of torch.cond; float is what calling "
+        "prepare_pt2e yourself gives.",
+    )
+    qat: bool = Field(
+        default=False,
+        description="Make a module with fake quantizers to be trained in a loop of your own; "
+        "what is saved and exported is converted from it.",
+    )
     settle: Settle | None = Field(
         default=None, description="Stop observing once ranges stand still; null observes all data."
     )
+
+    @model_validator(mode="after")
+    def _trained_in_batches(self) -> Self:
+        if self.qat and self.batch == "static":
+            raise ValueError("qat: training needs batches: drop batch: static")
+        return self
+
     check_samples: int = Field(
         default=200,
         gt=0,

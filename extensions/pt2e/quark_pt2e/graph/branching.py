@@ -13,17 +13,25 @@ from quark_pt2e.graph.naming import branches
 Change = Callable[[fx.GraphModule], fx.GraphModule]
 
 
-def prepare_all(graph: fx.GraphModule, prepare: Change) -> fx.GraphModule:
-    """Apply ``prepare`` to a graph and then to each branch within it."""
+def prepare_all(
+    graph: fx.GraphModule, prepare: Change, *, into_branches: bool = True
+) -> fx.GraphModule:
+    """Apply ``prepare`` to a graph and then, unless told not to, to each branch within it."""
     prepared = prepare(graph)
+    if not into_branches:
+        return prepared
     for node in list(prepared.graph.nodes):
         for attribute, _, inner in list(branches(node)):
             prepared.set_submodule(attribute, prepare_all(inner, prepare), strict=True)
     return prepared
 
 
-def convert_all(graph: fx.GraphModule, convert: Change) -> fx.GraphModule:
+def convert_all(
+    graph: fx.GraphModule, convert: Change, *, into_branches: bool = True
+) -> fx.GraphModule:
     """Apply ``convert`` to each branch, innermost first, and then to the graph."""
+    if not into_branches:
+        return convert(graph)
     done = [
         (attribute, convert_all(inner, convert))
         for node in list(graph.graph.nodes)

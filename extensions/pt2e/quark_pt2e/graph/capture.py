@@ -35,18 +35,28 @@ class Captured:
     example: Batch
 
 
-def capture(model: nn.Module, example: Batch, *, dynamic: bool, strict: bool | None) -> Captured:
+def capture(
+    model: nn.Module,
+    example: Batch,
+    *,
+    dynamic: bool,
+    strict: bool | None,
+    training: bool = False,
+) -> Captured:
     """Export a model with the example's shapes.
 
     Args:
-        model: In eval mode; its parameters become the graph's.
+        model: Its parameters become the graph's.
         example: One batch.
         dynamic: Leave the number of samples open; otherwise the graph takes one sample.
         strict: As torch.export has it; None decides by whether branches need it.
+        training: Keep batch norms and dropouts such that they can be trained.
 
     Raises:
         QuantizationError: torch.export refuses the model.
     """
+    for module in model.modules():
+        module.training = training
     batch = example.beside(model)
     batch = at_least_two(batch) if dynamic else batch.first()
     shapes: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ _OBSERVERS = (
 
 
 _NOTE = "quark_note"
+_NAME = "quark_name"
+_NORMS = ("batch_norm",)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,36 @@ def note(graph: fx.GraphModule) -> None:
         node.meta[_NOTE] = Note(specs, _weight_shape(node), _is_annotated(node), node in used)
 
 
+def fold_norms(graph: fx.GraphModule) -> None:
+    """After :func:`note`: what a batch norm returns is what the layer it is folded into returns."""
+    for node in graph.graph.nodes:
+        before = node.args[0] if op_name(node) in _NORMS else None
+        if not isinstance(before, fx.Node) or op_name(before) not in WEIGHTED:
+            continue
+        own, noted = before.meta[_NOTE], node.meta[_NOTE]
+        if "output" in own.specs or len(before.users) > 1:
+            continue
+        made = {"output": noted.specs["output"]} if "output" in noted.specs else {}
+        before.meta[_NOTE] = dataclasses.replace(own, specs={**own.specs, **made})
+        del node.meta[_NOTE]
+
+
+def is_noted(site: Site) -> bool:
+    """Whether there is something to say of a node: not of a batch norm that is folded."""
+    return bool(site.branch) or _NOTE in site.node.meta
+
+
+def mark(sites: Sequence[Site]) -> None:
+    """Write each node's name onto it, where it survives copying and converting."""
+    for site in sites:
+        site.node.meta[_NAME] = site.target.name
+
+
+def marked(graph: fx.GraphModule) -> dict[str, tuple[str, str]]:
+    """Where the nodes of a graph are that :func:`mark` named; branches are not looked into."""
+    return {node.meta[_NAME]: ("", node.name) for node in graph.graph.nodes if _NAME in node.meta}
+
+
 def entries(
     sites: Sequence[Site], decisions: Mapping[str, Decision], quantizer: str
 ) -> tuple[PlanEntry, ...]:
@@ -95,7 +128,9 @@ def entries(
 
 
 def _entry(site: Site, decision: Decision, quantizer: str) -> PlanEntry:
-    noted: Note = site.node.meta.get(_NOTE) or Note({}, None, False)
+    noted: Note | None = site.node.meta.get(_NOTE)
+    reason = "" if noted and noted.specs else _reason(site, decision, noted, quantizer)
+    noted = noted or Note({}, None, False)
     return PlanEntry(
         name=site.target.name,
         type=site.target.types[0] if site.target.types else str(site.node.target),
@@ -106,7 +141,7 @@ def _entry(site: Site, decision: Decision, quantizer: str) -> PlanEntry:
         output=noted.specs.get("output"),
         bias=noted.specs.get("bias"),
         rule=decision.why,
-        reason="" if noted.specs else _reason(site, decision, noted, quantizer),
+        reason=reason,
     )
 
 
@@ -127,9 +162,11 @@ def _specs(node: fx.Node) -> dict[Role, TensorSpec]:
     return specs
 
 
-def _reason(site: Site, decision: Decision, noted: Note, quantizer: str) -> str:
+def _reason(site: Site, decision: Decision, noted: Note | None, quantizer: str) -> str:
     if decision.skip:
         return "left out by the rule"
+    if noted is None:
+        return "branches: float leaves it" if site.branch else f"{quantizer} never saw it"
     if site.node.op in ("placeholder", "output"):
         return "its neighbours decide"
     if not noted.used:

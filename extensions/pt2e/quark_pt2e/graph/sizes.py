@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from quark_core.batch import Batch, leaves
 from quark_core.errors import QuantizationError
+from quark_pt2e.graph.training import fake_quantizers
 
 _RESHAPES = (
     torch.ops.aten.reshape.default,
@@ -34,6 +35,9 @@ def require_any_size(graph: fx.GraphModule, example: Batch) -> None:
             _free(part)
     # A copy: observers must not see this.
     trial = copy.deepcopy(graph)
+    for fake in fake_quantizers(trial):
+        # Ranges that two samples have set would round them differently.
+        fake.enable_fake_quant(False)
     with torch.no_grad():
         several, one = list(leaves(example.run(trial))), list(leaves(example.first().run(trial)))
     for whole, first in zip(several, one, strict=True):

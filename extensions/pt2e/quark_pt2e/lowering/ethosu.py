@@ -26,17 +26,21 @@ def export(model: Pt2eModel, path: Path) -> Path:
     config: Any = model.config
     program = model.export_program()
     rows, facts, files = [], {}, {}
+    metrics: dict[str, float] = {}
     for target in (config.target, *config.more_targets):
         buffer, printed, figures, left = _compile(model, program, target)
         files[f"{target}.pte"] = buffer
         files[f"{target}.vela.txt"] = printed.encode()
         rows.append((target, *(figures[name] for name in vela.COLUMNS), len(buffer)))
+        measured = {**figures, ".pte bytes": len(buffer)}
+        metrics |= {f"{target} {name}": float(value) for name, value in measured.items()}
         facts[f"left to the CPU, {target}"] = tosa.words(left)
     path.mkdir(parents=True)
     for name, content in files.items():
         (path / name).write_bytes(content)
     columns = ("device", *vela.COLUMNS, ".pte bytes")
-    reporting.write(path, "Vela", facts, [reporting.table("Vela's estimate", columns, rows)])
+    estimate = reporting.table("Vela's estimate", columns, rows)
+    reporting.write(path, "Vela", facts, [estimate], metrics)
     return path
 
 

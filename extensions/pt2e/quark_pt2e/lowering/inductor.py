@@ -61,7 +61,16 @@ def export(model: Pt2eModel, path: Path) -> Path:
         ("program", "ms", "of int8"),
         [(name, ms, f"{ms / base:.2f}") for name, ms in rows],
     )
-    reporting.write(path, "Inductor", found.facts("compiled"), [timing, *found.tables("compiled")])
+    speed = {f"{name} ms": ms for name, ms in rows}
+    if len(rows) > 1:
+        speed["speedup over float compiled"] = rows[1][1] / base
+    reporting.write(
+        path,
+        "Inductor",
+        found.facts("compiled"),
+        [timing, *found.tables("compiled")],
+        {**found.metrics("compiled"), **speed},
+    )
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,19 @@ REPORT = "report.json"
 
 
 def write(
-    folder: Path, title: str, facts: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]
+    folder: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    tables: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, float],
 ) -> None:
-    """Write ``report.json``: facts by name, and tables with title, columns and rows."""
-    data = {"title": title, "facts": dict(facts), "tables": list(tables)}
+    """Write ``report.json``: facts by name, tables with title, columns and rows, and numbers."""
+    data = {
+        "title": title,
+        "facts": dict(facts),
+        "tables": list(tables),
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+    }
     (folder / REPORT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

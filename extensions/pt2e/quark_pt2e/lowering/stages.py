@@ -164,6 +164,26 @@ class Comparison:
         found[f"{integer} against fake-quant"] = f"{ratio(output.own_signal, output.own_noise)} dB"
         return found
 
+    def metrics(self, integer: str) -> dict[str, float]:
+        """The main figures as numbers; ``integer`` names the third stage."""
+        output = self.tallies["output"]
+        found: dict[str, float] = {"samples compared": self.samples}
+        for stage, correct in self.right.items():
+            name = integer if stage == "integer" else stage
+            found[f"accuracy {name}"] = correct / self.samples
+        if "output" in self.scaled and output.count:
+            found["equal output codes"] = output.equal / output.count
+            found["largest difference LSB"] = output.largest
+        noises = {f"sqnr {integer} against fake-quant dB": (output.own_signal, output.own_noise)}
+        if output.float_known:
+            noises["sqnr fake-quant against float dB"] = (output.signal, output.fake_noise)
+            noises[f"sqnr {integer} against float dB"] = (output.signal, output.whole_noise)
+        return found | {
+            name: 10 * math.log10(signal / noise)
+            for name, (signal, noise) in noises.items()
+            if signal > 0 and noise > 0
+        }
+
     def tables(self, integer: str) -> list[dict[str, Any]]:
         """SQNR and differences of codes by tensor, and how often each difference occurs."""
         rows = []

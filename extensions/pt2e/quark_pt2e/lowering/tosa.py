@@ -31,7 +31,11 @@ def export(model: Pt2eModel, path: Path) -> Path:
     facts = {"TOSA programs": str(len(parts)), "left to the CPU": words(edge.outside(lowered))}
     found = check(model, lowered)
     reporting.write(
-        path, "TOSA reference model", {**facts, **found.facts("integer")}, found.tables("integer")
+        path,
+        "TOSA reference model",
+        {**facts, **found.facts("integer")},
+        found.tables("integer"),
+        found.metrics("integer"),
     )
     return path
 

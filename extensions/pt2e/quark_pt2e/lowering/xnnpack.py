@@ -41,7 +41,11 @@ def export(model: Pt2eModel, path: Path) -> Path:
         ".pte bytes": str(len(buffer)),
     }
     reporting.write(
-        path, "XNNPACK runtime", {**facts, **found.facts("runtime")}, found.tables("runtime")
+        path,
+        "XNNPACK runtime",
+        {**facts, **found.facts("runtime")},
+        found.tables("runtime"),
+        {**found.metrics("runtime"), ".pte bytes": len(buffer)},
     )
     return path
 
