@@ -3,7 +3,7 @@
     python benchmarks/brevitas_gptq.py [--repeat 2]
 
 The model is a small Llama (4 blocks, 256 wide, 3.95 million parameters) with random weights and
-some channels made large. Weights become int4 in groups of 16 with integer zero points; the output
+some channels made loud. Weights become int4 in groups of 16 with integer zero points; the output
 layer stays float. Printed is the SQNR of logits and the time of quantizing, calibration included.
 """
 

@@ -242,7 +242,8 @@ class BrevitasModel(QuantizedModel):
 
         if name not in EXPORTS:
             return super().export(name, path)
-        return export(name, self.module, self.plan, self.example or self._example, path)
+        example = self.example if self.example is not None else self._example
+        return export(name, self.module, self.plan, example, path)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.
