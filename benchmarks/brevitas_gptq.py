@@ -18,6 +18,9 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.quantizer import BrevitasQuantizer
 from torch import Tensor, nn
 
+LOUDER = 16
+"""By how much the planted channels are louder."""
+
 
 def tiny_llama() -> nn.Module:
     """A Llama with planted outlier channels."""
@@ -37,7 +40,7 @@ def tiny_llama() -> nn.Module:
     with torch.no_grad():
         for block in model.model.layers:
             for norm in (block.input_layernorm, block.post_attention_layernorm):
-                norm.weight[torch.randperm(256)[:8]] *= 8
+                norm.weight[torch.randperm(256)[:8]] *= LOUDER
     return model
 
 

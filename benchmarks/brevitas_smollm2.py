@@ -21,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 W4 = "int4/group:64/asym"
 W8A8 = {"weight": "int8", "input": "int8/token/dynamic/sym"}
+W4A8 = {**W8A8, "weight": "int4"}
+W8A4 = {"weight": "int8", "input": "int4/token/dynamic/sym"}
+ROTATED: dict[str, Any] = {"merge_layernorm": True, "rotation": {"mode": "fused"}}
 ROWS: dict[str, dict[str, Any]] = {
     "native nearest": {"name": "native", "weight": W4},
     "nearest": {"weight": W4},
@@ -33,6 +36,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "magr + gptq": {"weight": W4, "magr": {"alpha": 0.001, "steps": 50}, "algorithm": "gptq"},
     "w8a8": W8A8,
     "w8a8 smoothquant 0.5": {**W8A8, "activation_equalization": {"alpha": 0.5}},
+    "w4a8": W4A8,
+    "w4a8, gptq": {**W4A8, "algorithm": "gptq"},
+    "w4a8 rotated": {**W4A8, **ROTATED},
+    "w4a8 rotated, gptq": {**W4A8, **ROTATED, "algorithm": "gptq"},
+    "w8a4": W8A4,
+    "w8a4 rotated": {**W8A4, **ROTATED},
+    "w8a4 rotated, online": {**W8A4, **ROTATED, "rotation": {"online": True}},
 }
 
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
-from quark_brevitas.options import ActivationEqualization, Algorithm, MagR
+from quark_brevitas.options import (
+    ActivationEqualization,
+    Algorithm,
+    Attention,
+    LowRank,
+    MagR,
+    Rotation,
+    accumulator_of,
+)
 from quark_core.config import QuantizationConfig
 from quark_core.spec import LayerRule, Role, TensorSpec
-from quark_core.support import Support
+from quark_core.support import Support, misfit
 
+_OTHER_BACKENDS = {
+    "eager": "Brevitas 0.13 has no such backend, as its quantize needs a traced graph; write "
+    "layerwise, which takes a model as it is, or fx",
+    "flexml": "it is fx with power-of-two scales, int16 biases and poolings of one processor; "
+    "write fx, and power_of_two after the formats",
+}
 _SHARED = ("tensor", "channel", "group")
 _RUNTIME = ("tensor", "token", "channel", "group")
 _SCALES: tuple[Literal["float32", "power_of_two"], ...] = ("float32", "power_of_two")
@@ -67,6 +81,14 @@ class BrevitasConfig(QuantizationConfig):
     backend: Literal["layerwise", "fx"] = Field(
         default="layerwise", description="How Brevitas rewrites the model: layerwise or fx."
     )
+    unsigned_relu: bool = Field(
+        default=True,
+        description="With fx, symmetric integers after a ReLU or Sigmoid are unsigned.",
+    )
+    unscaled_inputs: bool = Field(
+        default=False,
+        description="Round minifloat inputs as they are, with no scale and no calibration.",
+    )
     narrow_range: bool = Field(
         default=False, description="Leave the smallest code of symmetric integer weights unused."
     )
@@ -96,6 +118,14 @@ class BrevitasConfig(QuantizationConfig):
     equalize_merge_bias: bool = Field(
         default=True, description="Let biases count when weights are equalized."
     )
+    equalize_scale: Literal["maxabs", "range"] = Field(
+        default="maxabs", description="What is equalized: largest magnitudes or ranges."
+    )
+    equalize_bias_shrinkage: float | None = Field(
+        default=None,
+        gt=0,
+        description="Biases count divided by this; null chooses from their sizes.",
+    )
     channel_splitting: float = Field(
         default=0.0,
         ge=0,
@@ -106,11 +136,30 @@ class BrevitasConfig(QuantizationConfig):
     split_inputs: bool = Field(
         default=False, description="Split channels of inputs instead of outputs."
     )
+    attention: Attention | None = Field(
+        default=None,
+        description="Quantize within scaled dot-product attention; needs data to find its calls.",
+    )
+    merge_layernorm: bool = Field(
+        default=False,
+        description="Let Linear layers take over weight and bias of the norm before them.",
+    )
+    layernorm_to_rmsnorm: bool = Field(
+        default=False,
+        description="Take means out of the layers before a LayerNorm, so that it need not; needs "
+        "merge_layernorm.",
+    )
+    rotation: Rotation | None = Field(
+        default=None, description="Rotate layers' inputs and weights, which spreads outliers."
+    )
     activation_equalization: ActivationEqualization | None = Field(
         default=None, description="SmoothQuant; needs data."
     )
     magr: MagR | None = Field(
         default=None, description="Shrink large weights before quantizing; needs data."
+    )
+    low_rank: LowRank | None = Field(
+        default=None, description="SVDQuant: a float branch of low rank beside each Linear layer."
     )
     algorithm: Algorithm | None = Field(
         default=None,
@@ -145,6 +194,14 @@ class BrevitasConfig(QuantizationConfig):
         if granularity.kind == "group" and granularity.size == 1:
             return "a group of one element needs a scale for each: write a larger group"
         return None
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _known_backend(cls, value: Any) -> Any:
+        """Tell what stands for names that Brevitas's documents know."""
+        if value in _OTHER_BACKENDS:
+            raise ValueError(f"{value!r} is not accepted: {_OTHER_BACKENDS[value]}")
+        return value
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -208,7 +265,11 @@ class BrevitasConfig(QuantizationConfig):
         for place, spec in weights:
             if self.hqo and (problem := _hqo_refusal(spec, self.round_zero_points)):
                 raise ValueError(f"{place}weight: {problem}")
+        self._check_accumulator()
         self._check_passes(bool(weights))
+        self._check_rotation(bool(weights))
+        self._check_attention()
+        self._check_inputs()
         if not self.round_zero_points and all(spec.symmetric for _, spec in weights):
             raise ValueError("round_zero_points: symmetric weights have none: write asym, or true")
         if self.narrow_range and not any(_narrowable(spec) for _, spec in weights):
@@ -224,9 +285,29 @@ class BrevitasConfig(QuantizationConfig):
                 f"{given or 'activation_equalization'} works on weights that are quantized: give "
                 "weight a spec, such as int8/channel"
             )
+        if self.low_rank is not None and not weights:
+            raise ValueError("low_rank: no weight is quantized: give weight, such as int4/group:64")
+        if self.low_rank is not None and self.backend == "fx":
+            raise ValueError(
+                "low_rank: fx would quantize the float branch's sums: write backend: layerwise"
+            )
+        if self.low_rank is not None and self.bias_correction:
+            raise ValueError(
+                "low_rank: Brevitas corrects a bias for a layer's own output, without the branch "
+                "beside it: write bias_correction: false"
+            )
         if self.calibrate_bn and self.merge_bn:
             raise ValueError(
                 "calibrate_bn: BatchNorm is folded away by then: write merge_bn: false too"
+            )
+        refinements = {"equalize_scale", "equalize_bias_shrinkage"} & self.model_fields_set
+        if refinements and not self.equalize_iterations:
+            raise ValueError(
+                f"{min(refinements)}: nothing is equalized: give equalize_iterations, such as 20"
+            )
+        if self.equalize_bias_shrinkage is not None and not self.equalize_merge_bias:
+            raise ValueError(
+                "equalize_bias_shrinkage: biases do not count: write equalize_merge_bias: true"
             )
         if self.split_inputs and not self.channel_splitting:
             raise ValueError("split_inputs: nothing is split: give channel_splitting, such as 0.1")
@@ -235,6 +316,154 @@ class BrevitasConfig(QuantizationConfig):
                 "activation_equalization.mode: layerwise puts a factor before each layer, which "
                 "fx cannot see through: write mode: fx"
             )
+
+    def _check_inputs(self) -> None:
+        """Refuse options on inputs that have no inputs to act on."""
+        integer = self.input is not None and self.input.number_format.family == "integer"
+        if not self.unsigned_relu and not (
+            self.backend == "fx" and integer and self.input is not None and self.input.symmetric
+        ):
+            raise ValueError(
+                "unsigned_relu: false concerns symmetric integer inputs of fx: leave it out, as "
+                "layerwise takes int8 and uint8 as they are written"
+            )
+        if not self.unscaled_inputs:
+            return
+        specs = [
+            (place, spec)
+            for place, holder in self._places()
+            if (spec := getattr(holder, "input", None)) is not None
+        ]
+        for place, spec in specs:
+            if spec.number_format.family != "float" or spec.dynamic or spec.scale != "float32":
+                raise ValueError(
+                    f"{place}input: unscaled_inputs rounds static minifloats, not {spec}: write "
+                    "fp8_e4m3, or unscaled_inputs: false"
+                )
+            if spec.observer is not None and spec.observer.name != "minmax":
+                raise ValueError(
+                    f"{place}input: unscaled_inputs looks at no values: leave {spec.observer} out"
+                )
+        if not specs:
+            raise ValueError("unscaled_inputs: no input is quantized: give input, such as fp8_e4m3")
+
+    def _check_attention(self) -> None:
+        """Refuse attention specs that Brevitas's attention has no quantizers for."""
+        options = self.attention
+        if options is None:
+            return
+        try:
+            spec = options.spec.resolve("input")
+        except ValueError as error:
+            raise ValueError(f"attention.spec: {error}") from None
+        found = misfit(spec, "input", self.supports, self.name)
+        problem = found[1] if found is not None else self.refuses(spec, "input")
+        if problem is not None:
+            raise ValueError(f"attention.spec: {problem}")
+        if spec.granularity is None or spec.granularity.kind != "tensor":
+            raise ValueError(
+                f"attention.spec: keys are transposed within attention, where {spec.granularity} "
+                f"scales have no place: write {spec.format}/tensor"
+            )
+        if spec.number_format.family == "integer" and not spec.number_format.signed:
+            raise ValueError(
+                "attention.spec: queries and keys are negative too: write "
+                f"{spec.format.removeprefix('u')}, and softmax is unsigned all the same"
+            )
+        if self.backend == "fx":
+            raise ValueError(
+                "attention: fx hands quantized tensors to attention, which Brevitas's cannot "
+                "scale: write backend: layerwise"
+            )
+
+    @property
+    def attention_spec(self) -> TensorSpec | None:
+        """The resolved spec of attention's tensors."""
+        return None if self.attention is None else self.attention.spec.resolve("input")
+
+    def _check_rotation(self, weights: bool) -> None:
+        """Refuse rotations that their surroundings do not allow."""
+        if self.layernorm_to_rmsnorm and not self.merge_layernorm:
+            raise ValueError(
+                "layernorm_to_rmsnorm: RMSNorm has no bias to keep LayerNorm's in: write "
+                "merge_layernorm: true too"
+            )
+        options = self.rotation
+        if options is None:
+            return
+        if not weights:
+            raise ValueError(
+                "rotation works on weights that are quantized: give weight a spec, such as "
+                "int4/channel"
+            )
+        if options.mode == "layerwise":
+            if options.matrix == "orthogonal":
+                raise ValueError(
+                    "rotation.matrix: Brevitas rotates at run time by Hadamard matrices only: "
+                    "write matrix: hadamard, or mode: fused"
+                )
+            if options.sdpa_regions or options.online:
+                given = "sdpa_regions" if options.sdpa_regions else "online"
+                raise ValueError(
+                    f"rotation.{given}: mode layerwise rotates before every layer as it is: leave "
+                    f"{given} out, or write mode: fused"
+                )
+        if options.mode == "layerwise" and options.permute:
+            raise ValueError(
+                "rotation.permute: layerwise has no layers before to permute: write mode: fused"
+            )
+        if options.permute and options.block_size is None:
+            raise ValueError(
+                "rotation.permute: an order matters to rotations in blocks only: give "
+                "block_size, such as 32"
+            )
+        if options.block_size is not None and options.matrix == "orthogonal":
+            raise ValueError(
+                "rotation.block_size: Brevitas rotates blocks by Hadamard matrices only: write "
+                "matrix: hadamard"
+            )
+        if options.mode != "layerwise" and not self.merge_layernorm:
+            raise ValueError(
+                f"rotation.mode: {options.mode} rotates what norms see, so norms must not weigh "
+                "channels: write merge_layernorm: true too, or mode: layerwise"
+            )
+        if self.backend == "fx" and (options.mode == "layerwise" or options.online):
+            raise ValueError(
+                "rotation: fx cannot see through rotations at run time: write mode: fx without "
+                "online, or backend: layerwise"
+            )
+
+    def _check_accumulator(self) -> None:
+        """Refuse a register for what is not summed up as integers with one scale."""
+        register = accumulator_of(self.algorithm)
+        if register is None:
+            return
+        if self.backend == "fx":
+            raise ValueError(
+                "algorithm.accumulator: with fx, codes of inputs depend on what stands before a "
+                "layer: write backend: layerwise"
+            )
+        for place, holder in self._places():
+            weight, inputs = self._effective(holder, "weight"), self._effective(holder, "input")
+            if (isinstance(holder, LayerRule) and holder.skip) or weight is None:
+                continue
+            if inputs is None or inputs.number_format.family != "integer":
+                raise ValueError(
+                    f"{place}input: an accumulator sums up products with integer inputs: write "
+                    "input: int8, or leave algorithm.accumulator out"
+                )
+            if weight.number_format.family != "integer" or not weight.symmetric:
+                raise ValueError(
+                    f"{place}weight: an accumulator sums up integers without zero points: write "
+                    "weight: int8/sym, or leave algorithm.accumulator out"
+                )
+            assert weight.granularity is not None
+            groups = weight.granularity.size if weight.granularity.kind == "group" else None
+            if groups is not None and groups != register.tile:
+                raise ValueError(
+                    f"{place}weight: groups of {groups} have scales of their own, which one "
+                    f"accumulator cannot sum up: write algorithm.accumulator.tile: {groups}"
+                )
 
     def _check_scale_rounding(self) -> None:
         if self.scale_rounding is None:

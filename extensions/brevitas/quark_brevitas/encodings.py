@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quark_brevitas import attention
 from quark_brevitas.formats import is_static, largest
 from quark_brevitas.preparation import inner
 from quark_core.errors import QuantizationError
@@ -39,6 +40,8 @@ def read(model: nn.Module, layer: nn.Module, entry: PlanEntry) -> list[Encoding]
         layer: Brevitas's layer.
         entry: Its entry in the plan.
     """
+    if entry.op == attention.OP:
+        return _attention(layer, entry)
     return [_encoding(model, layer, entry, role, spec) for role, spec in entry.specs.items()]
 
 
@@ -66,6 +69,37 @@ def _encoding(
     numbers = _compact(found, spec, common["axis"])
     narrow = role == "weight" and bool(layer.weight_quant.is_narrow_range)
     return _static(common, replace(numbers, narrow=narrow), spec)
+
+
+def _attention(layer: nn.Module, entry: PlanEntry) -> list[Encoding]:
+    """One encoding a tensor within attention; the first stands for the layer's input."""
+    spec = entry.input
+    assert spec is not None
+    found = []
+    for at, (name, quantizer) in enumerate(attention.quantizers(layer)):
+        common: dict[str, Any] = {
+            "tensor": f"{entry.name}.{name if at else 'input'}",
+            "layer": entry.name,
+            "role": "input",
+            "format": spec.format,
+            "granularity": str(spec.granularity),
+            "symmetric": spec.symmetric is not False,
+            "scale_format": spec.scale or "float32",
+        }
+        if not is_static(spec):
+            found.append(Encoding(**common, dynamic=True))
+            continue
+        numbers = _compact(quantizer(torch.zeros(1)), spec, None)
+        if name == "softmax" and spec.symmetric and spec.number_format.family == "integer":
+            common["format"] = f"u{spec.format}"
+            spec = replace_format(spec, common["format"])
+        found.append(_static(common, numbers, spec))
+    return found
+
+
+def replace_format(spec: TensorSpec, fmt: str) -> TensorSpec:
+    """The same spec with another number format."""
+    return spec.model_copy(update={"format": fmt})
 
 
 def _axis(entry: PlanEntry, role: Role, spec: TensorSpec) -> int | None:

@@ -69,15 +69,15 @@ def _pass(
         mode = "layerwise" if entry.get("is_layerwise", True) else "fx"
         found["activation_equalization"] = {"mode": mode, "alpha": entry.get("alpha", 0.5)}
     elif kind.lower() in _ALGORITHMS:
+        register: dict[str, int] = {}
         if kind.lower() == "gpfa2q":
-            problems.append(
-                Problem(place, "GPFA2Q's accumulator width is dropped by Brevitas 0.13: write GPFQ")
-            )
+            register = {"bits": entry.get("accumulator_bit_width", 16)}
         if "algorithm" in found:
             problems.append(Problem(place, f"{kind}: there is an algorithm already"))
         found["algorithm"] = {
             "name": _ALGORITHMS[kind.lower()],
             "act_order": entry.get("act_order", False),
+            **({"accumulator": register} if register else {}),
         }
     elif kind == "BiasCorrection":
         found["bias_correction"] = True
@@ -88,7 +88,7 @@ def _pass(
             Problem(
                 place,
                 f"{kind or 'an entry without type'} is unknown: known are Preprocess, "
-                "ActivationEqualization, GPTQ, GPFQ, BiasCorrection, CalibrateBatchNorm",
+                "ActivationEqualization, GPTQ, GPFQ, GPFA2Q, BiasCorrection, CalibrateBatchNorm",
             )
         )
 

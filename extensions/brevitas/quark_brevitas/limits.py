@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from math import prod
 
 from torch import nn
 
 from quark_brevitas import preparation
 from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.options import accumulator_of
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
 
@@ -31,12 +33,21 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
         if not config.pad_groups:
             _require_whole_groups(entry)
         _require_search(entry, config)
+        _require_register(entry, config)
     if config.calibrate_bn and not preparation.has_batch_norm(model):
         raise QuantizationError(
             "calibrate_bn: the model has no BatchNorm",
             where="plan",
             fix="Write calibrate_bn: false",
         )
+    if config.rotation is not None and all(entry.op != "linear" for entry in planned):
+        raise QuantizationError(
+            "rotation turns the inputs of Linear layers, and none is quantized",
+            where="plan",
+            fix="Leave rotation out",
+        )
+    if config.low_rank is not None:
+        _require_rest(planned, config.low_rank.rank)
     if config.algorithm is not None and planned and not any(map(_roundable, planned)):
         raise QuantizationError(
             f"{config.algorithm.name} rounds Linear and Conv layers, and only transposed "
@@ -44,6 +55,24 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave algorithm out",
         )
+
+
+def _require_rest(planned: Iterable[PlanEntry], rank: int) -> None:
+    layers = [entry for entry in planned if entry.op == "linear"]
+    if not layers:
+        raise QuantizationError(
+            "low_rank is for Linear layers, and none is quantized",
+            where="plan",
+            fix="Leave low_rank out",
+        )
+    for entry in layers:
+        most = min(entry.shape or (rank + 1,))
+        if rank >= most:
+            raise QuantizationError(
+                f"a float branch of rank {rank} leaves nothing of a weight of rank {most}",
+                where=f"layer {entry.name!r}",
+                fix=f"Write low_rank.rank: {max(1, most // 8)}, or skip the layer by a rule",
+            )
 
 
 def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[str]:
@@ -58,6 +87,12 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
             f"{config.algorithm.name} leaves transposed convolutions to the nearest codes: "
             f"{', '.join(left)}"
         )
+    rotation = config.rotation
+    if rotation is not None and (rotation.mode == "layerwise" or rotation.online):
+        layers = [entry for entry in planned if entry.op == "linear"]
+        stay = [entry.name for entry in layers if not has_hadamard((entry.shape or (0, 0))[1])]
+        if stay:
+            yield f"not rotated at run time, as no Hadamard matrix is so wide: {', '.join(stay)}"
     seconds = _hqo_seconds(planned)
     if config.hqo and seconds > _WORTH_A_WARNING:
         yield (
@@ -72,6 +107,18 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
             "magnitude within 1e-6 below a power of two counts as that power; quark-native reads "
             "the exponent's bits instead"
         )
+
+
+@cache
+def has_hadamard(width: int) -> bool:
+    """Whether Brevitas can rotate so many channels by a Hadamard matrix."""
+    from brevitas.graph.hadamard import get_hadK
+
+    try:
+        get_hadK(width)
+    except AssertionError:
+        return False
+    return True
 
 
 def _roundable(entry: PlanEntry) -> bool:
@@ -116,6 +163,23 @@ def _require_search(entry: PlanEntry, config: BrevitasConfig) -> None:
             "Brevitas's hqo has no zero points for the channels of a convolution",
             where=f"plan, layer {entry.name!r}",
             fix=f"Write {spec.format}/tensor/asym or {spec.format}/channel/sym in a rule for it",
+        )
+
+
+def _require_register(entry: PlanEntry, config: BrevitasConfig) -> None:
+    spec = entry.weight
+    assert spec is not None
+    assert spec.granularity is not None
+    if (
+        accumulator_of(config.algorithm) is not None
+        and spec.granularity.kind == "group"
+        and entry.op.startswith("conv")
+    ):
+        raise QuantizationError(
+            "groups of a convolution's channels are no tiles of its dot products, which an "
+            "accumulator sums up",
+            where=f"plan, layer {entry.name!r}",
+            fix=f"Write {spec.format}/channel in a rule for it",
         )
 
 

@@ -12,15 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from quark_brevitas import attention
 from quark_brevitas.encodings import read
-from quark_brevitas.preparation import factor_shapes, inner, keep_float_weights, put_factors
+from quark_brevitas.preparation import (
+    factor_shapes,
+    inner,
+    keep_float_weights,
+    path_of,
+    put_factors,
+)
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
+from quark_core.partial import Partial
 from quark_core.plan import Plan
 from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
 _STATE, _ABOUT, _EXAMPLE = "brevitas.safetensors", "brevitas.json", "example.safetensors"
-EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq")
+EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf")
 _PROXIES = ("weight_quant", "input_quant", "bias_quant")
 
 
@@ -36,6 +44,8 @@ class Prepared:
             layer itself.
         rewritten: Whether layers have been replaced.
         feed: What is done with a batch; None runs it through the model.
+        notes: What the user should hear of it.
+        partial: Where algorithms keep finished layers between runs.
     """
 
     module: nn.Module
@@ -44,6 +54,8 @@ class Prepared:
     counterparts: dict[str, str | None] = field(default_factory=dict)
     rewritten: bool = False
     feed: Callable[[Batch], None] | None = None
+    notes: list[str] = field(default_factory=list)
+    partial: Partial = field(default_factory=Partial)
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""
@@ -60,7 +72,8 @@ class Prepared:
     def initialize(self) -> None:
         """Let every weight quantizer take its scales, as Brevitas's algorithms expect."""
         for entry in self.plan.quantized:
-            self.layer(entry.name).quant_weight()
+            if entry.weight is not None:
+                self.layer(entry.name).quant_weight()
 
 
 class BrevitasModel(QuantizedModel):
@@ -72,9 +85,36 @@ class BrevitasModel(QuantizedModel):
 
     def __init__(self, prepared: Prepared) -> None:
         super().__init__(prepared.module, prepared.plan)
+        self._prepared = prepared
         self._counterparts = prepared.counterparts
         self._float_kept = True
+        self._trained = False
+        self.notes += prepared.notes
         self._example = prepared.example.first() if prepared.example is not None else None
+
+    def trained(self) -> BrevitasModel:
+        """The model after its module was trained, in eval mode.
+
+        Raises:
+            QuantizationError: A weight or a scale is not finite.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise QuantizationError(
+                    "training has left values that are not finite",
+                    where=f"tensor {name!r}",
+                    fix="Train with a smaller learning rate, or clip gradients",
+                )
+        for layer in self._prepared.rounded().values():
+            # The float weights from before are not this model's any more.
+            if hasattr(layer, "weight_orig"):
+                del layer.weight_orig
+        self._prepared.module = self.module.eval()
+        after = BrevitasModel(self._prepared)
+        after.float_tensors, after.example = self.float_tensors, self.example
+        after.notes = [*self.notes, "trained after quantization"]
+        after._trained = True
+        return after
 
     def counterpart(self, name: str) -> str | None:
         """A folded BatchNorm where there is one; None after equalization."""
@@ -91,11 +131,14 @@ class BrevitasModel(QuantizedModel):
 
     def storage(self) -> dict[str, int]:
         """Packed bytes of the tensors left after folding BatchNorm."""
-        tensors = {
-            name: (tuple(tensor.shape), tensor.element_size())
-            for name, tensor in self.module.state_dict().items()
-            if not any(part.endswith("_quant") for part in name.split("."))
-        }
+        # Layers behind factors, rotations and branches count under the float model's names.
+        names = {path_of(self.module, entry.name): entry.name for entry in self.plan.quantized}
+        tensors = {}
+        for path, tensor in self.module.state_dict().items():
+            if not any(part.endswith("_quant") for part in path.split(".")):
+                owner, _, last = path.rpartition(".")
+                name = f"{names.get(owner, owner)}.{last}" if owner else last
+                tensors[name] = (tuple(tensor.shape), tensor.element_size())
         return packed_sizes(tensors, self.encodings())
 
     def save(self, directory: Path) -> None:
@@ -107,9 +150,10 @@ class BrevitasModel(QuantizedModel):
             for name, tensor in self.module.state_dict().items()
         }
         save_file(state, directory / _STATE)
-        if self._example is not None and not self._example.kwargs:
-            # Exports of the loaded model trace with it again.
+        if self._example is not None:
+            # Loading, and exports of the loaded model, look at the graph with it again.
             tensors = {str(at): leaf for at, leaf in enumerate(self._example.args)}
+            tensors |= self._example.kwargs
             if all(isinstance(leaf, torch.Tensor) for leaf in tensors.values()):
                 save_file(
                     {key: leaf.contiguous() for key, leaf in tensors.items()}, directory / _EXAMPLE
@@ -120,8 +164,20 @@ class BrevitasModel(QuantizedModel):
             "torch": torch.__version__,
             "plan": self.plan.to_dict()["layers"],
             "factors": factor_shapes(self.module, self.plan),
+            "trained": self._trained,
         }
         (directory / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def saved_example(directory: Path) -> Batch | None:
+        """The sample :meth:`save` kept, or None."""
+        from safetensors.torch import load_file
+
+        if not (directory / _EXAMPLE).exists():
+            return None
+        saved = load_file(directory / _EXAMPLE)
+        given = {name: tensor for name, tensor in saved.items() if not name.isdecimal()}
+        return Batch(tuple(saved[str(at)] for at in range(len(saved) - len(given))), given)
 
     @staticmethod
     def load_state(
@@ -153,6 +209,8 @@ class BrevitasModel(QuantizedModel):
             if not prepared.rewritten:
                 put_factors(prepared.module, about["factors"])
                 rewrite(prepared)
+            if about.get("trained"):
+                moved = "weights"
             if moved == "codes":
                 keep_float_weights(prepared.rounded())
             # Bias correction gives a bias to layers that had none.
@@ -168,15 +226,13 @@ class BrevitasModel(QuantizedModel):
                 cause=str(error).strip().splitlines()[-1].strip(),
                 fix="Load with the configuration and float model it was saved with",
             ) from error
-        if (directory / _EXAMPLE).exists():
-            saved = load_file(directory / _EXAMPLE)
-            prepared.example = Batch(tuple(saved[str(at)] for at in range(len(saved))))
+        prepared.example = BrevitasModel.saved_example(directory) or prepared.example
         loaded = BrevitasModel(prepared)
         loaded._float_kept = moved != "weights"
         return loaded
 
     def export(self, name: str, path: Path) -> Path:
-        """Write ``onnx_qcdq``, ``qonnx`` or ``torch_qcdq``; the file is run and compared.
+        """Write one of :data:`EXPORTS`; the file is run and compared.
 
         Raises:
             ExportError: There is no such form, this model does not fit it, or the file computes
@@ -186,7 +242,7 @@ class BrevitasModel(QuantizedModel):
 
         if name not in EXPORTS:
             return super().export(name, path)
-        return export(name, self.module, self.plan, self._example, path)
+        return export(name, self.module, self.plan, self.example or self._example, path)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.
@@ -201,13 +257,15 @@ class BrevitasModel(QuantizedModel):
             )
         if not self._float_kept:
             raise QuantizationError(
-                "a saved model does not keep the float weights that activation equalization or "
-                "magr changed",
+                "a saved model does not keep the float weights that training, activation "
+                "equalization or magr changed",
                 where=f"layer {layer!r}",
                 fix="Quantize anew instead of loading",
             )
         module = inner(self.module.get_submodule(layer))
-        for name in _PROXIES:
-            proxy = getattr(module, name, None)
+        proxies = [getattr(module, name, None) for name in _PROXIES]
+        if self.plan[layer].op == attention.OP:
+            proxies = [proxy for _, proxy in attention.quantizers(module)]
+        for proxy in proxies:
             if proxy is not None:
                 proxy.disable_quant = not enabled

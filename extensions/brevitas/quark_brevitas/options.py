@@ -6,13 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from quark_core.spec import FrozenModel
+from quark_core.spec import FrozenModel, TensorSpec
 
 Engine = Literal["fast", "brevitas"]
 _ENGINE = (
     "fast solves with each quantizer's scales taken out once; brevitas runs Brevitas's own code, "
     "several times slower."
 )
+
+
+class Accumulator(FrozenModel):
+    """Keep sums of products of codes within an integer register, whatever the inputs are (AXE)."""
+
+    bits: int = Field(ge=8, le=32, description="Bits of the register, sign included.")
+    tile: int | None = Field(
+        default=None,
+        ge=2,
+        description="Products summed up in one register; null is all of a dot product.",
+    )
 
 
 class GPTQ(FrozenModel):
@@ -26,6 +37,9 @@ class GPTQ(FrozenModel):
     damping: float = Field(
         default=0.01, gt=0, le=1, description="Added to the diagonal, as a share of its mean."
     )
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -34,6 +48,9 @@ class GPFQ(FrozenModel):
 
     name: Literal["gpfq"] = "gpfq"
     act_order: bool = Field(default=False, description="Columns with the largest inputs first.")
+    accumulator: Accumulator | None = Field(
+        default=None, description="Limit sums of products to an integer register."
+    )
     engine: Engine = Field(default="fast", description=_ENGINE)
 
 
@@ -80,8 +97,78 @@ class MagR(FrozenModel):
     steps: int = Field(default=200, ge=1, description="Gradient steps for a layer.")
 
 
+class LowRank(FrozenModel):
+    """SVDQuant: keep the largest directions of each Linear weight float, and quantize the rest."""
+
+    rank: int = Field(default=32, ge=1, description="Rank of the float branch beside a layer.")
+
+
+class Rotation(FrozenModel):
+    """Rotate what layers receive, and their weights to match: outliers spread over channels."""
+
+    mode: Literal["layerwise", "fx", "fused"] = Field(
+        default="fused",
+        description="fused rotates the weights around the residual stream, found on the graph of "
+        "one call; fx does that on a traced graph; layerwise rotates before each layer at run "
+        "time.",
+    )
+    matrix: Literal["hadamard", "orthogonal"] = Field(
+        default="hadamard", description="The rotation; orthogonal ones are random."
+    )
+    sdpa_regions: bool = Field(
+        default=False, description="Rotate values within each attention head too."
+    )
+    online: bool = Field(
+        default=False,
+        description="Rotate the layers left over at run time, as layerwise does.",
+    )
+    block_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="Rotate so many channels at a time, where they divide a width; null is all.",
+    )
+    permute: Literal["massdiff", "zigzag", "absmax", "random"] | None = Field(
+        default=None,
+        description="Order channels first, so that blocks share outliers evenly; needs block_size.",
+    )
+
+
+class Attention(FrozenModel):
+    """Quantize what scaled dot-product attention multiplies."""
+
+    spec: TensorSpec = Field(
+        default_factory=lambda: TensorSpec.model_validate("int8/sym"),
+        description="Of queries, keys, values and softmax: a spec as for inputs, one scale a "
+        "tensor.",
+    )
+    tensors: Literal["qkvs", "qkv", "kv"] = Field(
+        default="qkvs", description="q queries, k keys, v values, s the softmax's output."
+    )
+    mode: Literal["functional", "fx"] = Field(
+        default="functional",
+        description="functional leads each block's calls to a module; fx makes a module of each "
+        "call in a traced graph.",
+    )
+
+
+_OTHERS = {
+    "awq": "Brevitas 0.13 has AWQ in a script for Llama and OPT only: write "
+    "activation_equalization: {alpha: 0.5}, which scales channels too, or algorithm: gptq",
+    "svdquant": "SVDQuant comes before an algorithm: write low_rank: {rank: 32}",
+    "gpfa2q": "GPFA2Q is GPFQ within an accumulator: write algorithm: {name: gpfq, accumulator: "
+    "{bits: 16}}",
+    "hqo": "HQO searches scales, not codes: write hqo: true",
+    "magr": "MagR comes before an algorithm: write magr: {}",
+}
+"""What users of Brevitas may look for here, and what to write instead."""
+
+
 def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    named = {"name": value} if isinstance(value, str) else value
+    name = named.get("name") if isinstance(named, dict) else None
+    if name in _OTHERS:
+        raise ValueError(_OTHERS[name])
+    return named
 
 
 Algorithm = Annotated[
@@ -92,3 +179,8 @@ Algorithm = Annotated[
 
 TWO_STREAMS = ("gpfq", "qronos")
 """Algorithms that compare quantized with float inputs."""
+
+
+def accumulator_of(algorithm: Algorithm | None) -> Accumulator | None:
+    """The register an algorithm keeps to, if any."""
+    return algorithm.accumulator if isinstance(algorithm, GPTQ | GPFQ) else None

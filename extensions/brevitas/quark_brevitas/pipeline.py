@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quark_brevitas import preparation
+from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
 from quark_brevitas.model import Prepared
-from quark_brevitas.options import LearnedRound
+from quark_brevitas.options import LearnedRound, accumulator_of
 from quark_core.plan import PlanEntry
 
 Run = Callable[[Prepared], Iterator[str]]
@@ -43,21 +44,58 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         entries: The planned layers.
         traced: What needs a traced graph, or an empty string if nothing is traced.
     """
+    rewriting = Stage(f"{config.backend} rewriting", "float layers become Brevitas's")
+    return [
+        *_on_float_layers(config, entries, traced),
+        rewriting,
+        *_on_quantized_layers(config, entries),
+    ]
+
+
+def _on_float_layers(
+    config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str
+) -> list[Stage]:
     found = []
     if traced:
         found.append(Stage("preprocess", f"{traced}: done on the float weights, first"))
+    if config.merge_layernorm:
+        reason = "norms stop weighing channels, which rotations and LayerNorm's mean ask for"
+        found.append(Stage("merge layernorm", reason))
+    if config.layernorm_to_rmsnorm:
+        reason = "without weight and bias only the mean is left, and the layers before lose theirs"
+        found.append(Stage("layernorm to rmsnorm", reason))
+    if config.rotation is not None:
+        reason = {
+            "layerwise": "before each layer at run time, before scales are taken from weights",
+            "fx": "along the traced graph, before scales are taken; norms are merged by now",
+            "fused": "along the residual stream, before scales are taken; norms are merged by now",
+        }[config.rotation.mode]
+        found.append(Stage("rotation", reason))
+    if any(entry.op == OP for entry in entries):
+        reason = "calls of attention become modules, in which quantizers find a place"
+        found.append(Stage("attention", reason))
     if config.activation_equalization is not None:
         reason = "moves the size of inputs into weights before scales are taken from either"
         found.append(Stage("activation equalization", reason, _equalize(config), before=True))
     if config.magr is not None:
         reason = "shrinks large weights before their scales are taken"
         found.append(Stage("magr", reason, _magr(config), before=True))
-    found.append(Stage(f"{config.backend} rewriting", "float layers become Brevitas's"))
-    if any(is_static(entry.input) for entry in entries):
+    if config.low_rank is not None:
+        reason = "takes the largest directions out of weights, before scales are taken of the rest"
+        found.append(Stage("low rank", reason))
+    return found
+
+
+def _on_quantized_layers(config: BrevitasConfig, entries: tuple[PlanEntry, ...]) -> list[Stage]:
+    found = []
+    static = [entry for entry in entries if is_static(entry.input)]
+    if any(entry.op == OP or not config.unscaled_inputs for entry in static):
         reason = "input ranges, with quantization switched off"
         found.append(Stage("calibrate", reason, _calibrate))
     if config.algorithm is not None:
         reason = "chooses codes of weights on scales that are known by now"
+        if (register := accumulator_of(config.algorithm)) is not None:
+            reason += f", within accumulators of {register.bits} bits"
         found.append(Stage(config.algorithm.name, reason, _algorithm(config)))
     if config.calibrate_bn:
         reason = "statistics of the quantized layers before, whose weights are final"
@@ -75,7 +113,8 @@ def _equalize(config: BrevitasConfig) -> Run:
         options = config.activation_equalization
         assert options is not None
         layerwise = options.mode == "layerwise"
-        kept = {entry.name for entry in prepared.plan.quantized}
+        plan = prepared.plan
+        kept = {preparation.path_of(prepared.module, entry.name) for entry in plan.quantized}
         others = [
             name for name, _ in prepared.module.named_modules() if name not in kept and name != ""
         ]
@@ -97,7 +136,7 @@ def _magr(config: BrevitasConfig) -> Run:
         from quark_brevitas.algorithms.magr import Shrinking
 
         assert config.magr is not None
-        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr)
+        shrinking = Shrinking(prepared.module, prepared.rounded(), config.magr, prepared.partial)
         with _feeding(prepared, shrinking):
             yield from shrinking.passes()
 
@@ -111,7 +150,7 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
         # Dynamic inputs have nothing to observe, and groups that do not fill their axis come out
         # of an observer with the padding still on.
         for entry in prepared.plan.quantized:
-            if entry.input is not None and not is_static(entry.input):
+            if entry.input is not None and entry.op != OP and not is_static(entry.input):
                 prepared.layer(entry.name).input_quant.disable_quant = True
         yield "calibrate"
 
@@ -128,12 +167,22 @@ def _algorithm(config: BrevitasConfig) -> Run:
         entries = {name: prepared.plan[name] for name in layers}
         work: Any
         if isinstance(options, LearnedRound):
-            work = Learning(prepared.module, layers, entries, options, prepared.example)
+            work = Learning(
+                prepared.module,
+                layers,
+                entries,
+                options,
+                prepared.example,
+                config.seed,
+                prepared.partial,
+            )
         elif options.engine == "brevitas":
             prepared.initialize()
             work = Stock(prepared.module, options)
         else:
-            work = Rounding(prepared.module, layers, entries, options, prepared.example)
+            work = Rounding(
+                prepared.module, layers, entries, options, prepared.example, prepared.partial
+            )
         with _feeding(prepared, work), preparation.quiet():
             yield from work.passes()
 

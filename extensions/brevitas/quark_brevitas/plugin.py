@@ -16,7 +16,10 @@ def quark_quantizers() -> list[QuantizerSpec]:
             quantizer="quark_brevitas.quantizer:BrevitasQuantizer",
             summary="Brevitas: integers, minifloats, MX; GPTQ, GPFQ, Qronos, learned rounding",
             capabilities=Capabilities(
-                exports=("onnx_qcdq", "qonnx", "torch_qcdq"), save_load=True, set_enabled=True
+                exports=("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf"),
+                save_load=True,
+                set_enabled=True,
+                qat=True,
             ),
             requires=("brevitas>=0.13,<0.14", "torch>=2.6"),
             tested=("brevitas==0.13.4", "torch==2.13.0"),

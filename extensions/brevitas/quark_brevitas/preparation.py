@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from quark_brevitas import attention
 from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.low_rank import LowRankBranch
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan
 
@@ -40,18 +42,17 @@ def quiet() -> Iterator[None]:
 
 def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
     """What in the configuration needs a traced graph, or an empty string."""
-    if config.backend == "fx":
-        return "backend: fx"
-    if config.equalize_iterations:
-        return f"equalize_iterations: {config.equalize_iterations}"
-    if config.channel_splitting:
-        return f"channel_splitting: {config.channel_splitting:g}"
-    equalization = config.activation_equalization
-    if equalization is not None and equalization.mode == "fx":
-        return "activation_equalization.mode: fx"
-    if config.merge_bn and has_batch_norm(model):
-        return "merge_bn: true"
-    return ""
+    equalization, rotation = config.activation_equalization, config.rotation
+    reasons = {
+        "backend: fx": config.backend == "fx",
+        f"equalize_iterations: {config.equalize_iterations}": bool(config.equalize_iterations),
+        f"channel_splitting: {config.channel_splitting:g}": bool(config.channel_splitting),
+        "rotation.mode: fx": rotation is not None and rotation.mode == "fx",
+        "activation_equalization.mode: fx": equalization is not None and equalization.mode == "fx",
+        "attention.mode: fx": config.attention is not None and config.attention.mode == "fx",
+        "merge_bn: true": config.merge_bn and has_batch_norm(model),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -98,6 +99,8 @@ def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:
             model,
             equalize_iters=config.equalize_iterations,
             equalize_merge_bias=config.equalize_merge_bias,
+            equalize_bias_shrinkage=config.equalize_bias_shrinkage or "vaiq",
+            equalize_scale_computation=config.equalize_scale,
             merge_bn=config.merge_bn,
             channel_splitting_ratio=config.channel_splitting,
             channel_splitting_split_input=config.split_inputs,
@@ -124,10 +127,16 @@ def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.M
     from brevitas.graph.quantize import layerwise_quantize
 
     layers = _layer_map(plan, config, with_inputs=True)
+    if config.attention is not None and config.attention_spec is not None:
+        import brevitas.nn as qnn
+
+        given = attention.settings(config.attention, config.attention_spec)
+        layers[qnn.ScaledDotProductAttention] = (qnn.QuantScaledDotProductAttention, given)
     skipped = [
         name
         for name, module in model.named_modules()
-        if type(module) in OPS and not (_planned(name) in plan and plan[_planned(name)].quantized)
+        if type(module) in OPS
+        and not (_planned(name, plan) in plan and plan[_planned(name, plan)].quantized)
     ]
     with quiet():
         rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=skipped)
@@ -141,12 +150,18 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
 
     from quark_brevitas.quantizers import input_quantizer
 
-    quantizer = input_quantizer(config.input, scale_rounding=config.scale_rounding)
+    quantizer = input_quantizer(
+        config.input, scale_rounding=config.scale_rounding, unscaled=config.unscaled_inputs
+    )
     settings = {"act_quant": quantizer, "return_quant_tensor": True}
     # After a ReLU, a symmetric grid need not spend codes on negative values.
     positive = config.input is not None and config.input.number_format.family == "integer"
     symmetric = config.input is not None and config.input.symmetric
-    unsigned = {**settings, "signed": False} if symmetric and positive else settings
+    unsigned = (
+        {**settings, "signed": False}
+        if symmetric and positive and config.unsigned_relu
+        else settings
+    )
     activations = {
         nn.ReLU: (qnn.QuantReLU, unsigned),
         nn.ReLU6: (qnn.QuantReLU, unsigned),
@@ -175,7 +190,7 @@ def _layer_map(
 
     def weight(name: str) -> Any:
         return weight_quantizer(
-            plan[_planned(name)].weight,
+            plan[_planned(name, plan)].weight,
             hqo=config.hqo,
             narrow_range=config.narrow_range,
             scale_rounding=config.scale_rounding,
@@ -183,14 +198,19 @@ def _layer_map(
         )
 
     def inputs(name: str) -> Any:
-        entry = plan[_planned(name)]
-        return input_quantizer(entry.input, entry.op, scale_rounding=config.scale_rounding)
+        entry = plan[_planned(name, plan)]
+        return input_quantizer(
+            entry.input,
+            entry.op,
+            scale_rounding=config.scale_rounding,
+            unscaled=config.unscaled_inputs,
+        )
 
     # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
     # each gets specs of its own.
     settings: dict[str, Any] = {
         "weight_quant": lambda _layer, name: weight(name),
-        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name)].bias),
+        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name, plan)].bias),
         "return_quant_tensor": False,
     }
     if with_inputs:
@@ -205,22 +225,34 @@ def _layer_map(
 
 
 def inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where activation equalization put a factor before it."""
-    from brevitas.nn.equalized_layer import EqualizedModule
+    """The layer itself, where a factor or a rotation was put before it, or a branch beside it."""
+    from brevitas.nn.equalized_layer import EqualizedModule, RotatedModule
 
-    return module.layer if isinstance(module, EqualizedModule) else module
+    while isinstance(module, EqualizedModule | RotatedModule | LowRankBranch):
+        module = module.layer
+    return module
+
+
+def path_of(model: nn.Module, name: str) -> str:
+    """The dotted path of the layer the plan knows by a name, behind what was put before it."""
+    module, layer = model.get_submodule(name), inner(model.get_submodule(name))
+    while module is not layer:
+        name, module = f"{name}.{_WRAPPED}", module.get_submodule(_WRAPPED)
+    return name
 
 
 def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
     """The shapes in which factors of activation equalization meet inputs, by layer."""
     from brevitas.nn.equalized_layer import EqualizedModule
 
-    modules = {entry.name: model.get_submodule(entry.name) for entry in plan.quantized}
-    return {
-        name: list(module.scale.runtime_shape)
-        for name, module in modules.items()
-        if isinstance(module, EqualizedModule)
-    }
+    found = {}
+    for entry in plan.quantized:
+        module, layer = model.get_submodule(entry.name), inner(model.get_submodule(entry.name))
+        while module is not layer:
+            if isinstance(module, EqualizedModule):
+                found[entry.name] = list(module.scale.runtime_shape)
+            module = module.get_submodule(_WRAPPED)
+    return found
 
 
 def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
@@ -230,7 +262,8 @@ def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
 
     for name, shape in shapes.items():
         factor = ScaleBias(prod(shape), bias=False, runtime_shape=tuple(shape))
-        model.set_submodule(name, EqualizedModule(factor, model.get_submodule(name)))
+        path = path_of(model, name)
+        model.set_submodule(path, EqualizedModule(factor, model.get_submodule(path)))
 
 
 def keep_float_weights(layers: Mapping[str, Any]) -> None:
@@ -241,9 +274,12 @@ def keep_float_weights(layers: Mapping[str, Any]) -> None:
             layer.register_buffer("weight_orig", original, persistent=False)
 
 
-def _planned(path: str) -> str:
+def _planned(path: str, plan: Plan) -> str:
     """The plan's name of a layer that may have been wrapped since."""
-    return path.removesuffix(f".{_WRAPPED}")
+    name = path
+    while name not in plan and name.endswith(f".{_WRAPPED}"):
+        name = name.removesuffix(f".{_WRAPPED}")
+    return name if name in plan else path
 
 
 def require_layers(model: nn.Module, plan: Plan) -> None:
@@ -254,7 +290,8 @@ def require_layers(model: nn.Module, plan: Plan) -> None:
     """
     for entry in plan.quantized:
         layer = inner(model.get_submodule(entry.name))
-        if not hasattr(layer, "weight_quant"):
+        wanted = "v_quant" if entry.op == attention.OP else "weight_quant"
+        if not hasattr(layer, wanted):
             raise QuantizationError(
                 f"Brevitas left the layer as {type(layer).__name__}",
                 where=f"layer {entry.name!r}",

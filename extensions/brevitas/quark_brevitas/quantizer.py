@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from quark_brevitas import limits, preparation
+from quark_brevitas import attention, limits, low_rank, multihead, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.pipeline import Stage, stages
 from quark_core.batch import Batch
-from quark_core.errors import QuantizationError
+from quark_core.errors import DataError, QuantizationError
 from quark_core.plan import Plan, PlanEntry, Step
 from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import Decision, Target, select
-from quark_core.targets import module_targets
+from quark_core.targets import io_roles, module_targets
 
 
 class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
@@ -32,13 +33,17 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             QuantizationError: The configuration needs a traced graph and the model has none, or
                 asks for something that a layer's shape does not allow.
         """
+        if self._splits(model):
+            model = copy.deepcopy(model)
+            multihead.split_all(model)
         found = [
             (target, module)
             for target, module in module_targets(model, preparation.OPS)
             if type(module) in preparation.OPS
         ]
-        selection = select([target for target, _ in found], self.config)
         traced, warnings = self._traced(model)
+        sites = self._sites(model, example, traced)
+        selection = select([*self._placed(found, model, example), *sites], self.config)
         folded = model
         if traced and self._wants_bias():
             # Folding BatchNorm gives biases to layers that have none yet.
@@ -47,11 +52,19 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             self._entry(target, module, selection.decisions[target.name], folded)
             for target, module in found
         )
+        entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
         limits.require(model, entries, self.config)
+        on_graph = rotation.works_on_graph(self.config) and not traced
+        if rotation.works_on_graph(self.config) and (traced or example is not None):
+            seen = preparation.preprocess(copy.deepcopy(model), self.config) if traced else model
+            beside = example.beside(model) if example is not None else None
+            rotation.require_regions(seen, self.config, beside)
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
-            needs_calibration=any(stage.run is not None for stage in found_stages),
+            needs_calibration=on_graph
+            or self.config.attention is not None
+            or any(stage.run is not None for stage in found_stages),
             steps=tuple(Step(stage.name, stage.reason) for stage in found_stages),
             unmatched=selection.unmatched,
             warnings=(*warnings, *limits.warnings(entries, self.config)),
@@ -59,15 +72,30 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
         """Preprocess the model, and rewrite it unless passes over the float model come first."""
+        # Brevitas's modules import each other in a circle, which only this one can enter first.
+        import brevitas.graph  # noqa: F401
+
         counterparts: dict[str, str | None] = {}
+        if self._splits(model):
+            counterparts = dict.fromkeys(multihead.split_all(model))
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
-                counterparts = preparation.folded_into(model)
+                counterparts |= preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
         beside = example.beside(model) if example is not None else None
-        prepared = Prepared(model.eval(), plan, beside, counterparts)
+        model.eval()
+        notes: list[str] = []
+        if self.config.rotation is not None or rotation.works_on_graph(self.config):
+            quantized = [entry.name for entry in plan.quantized]
+            notes = rotation.transform(model, self.config, beside, quantized)
+            counterparts = {entry.name: None for entry in plan.entries}
+        sites = [entry.name for entry in plan.entries if entry.op == attention.OP]
+        if sites:
+            model = attention.put_sites(model, sites)
+            counterparts |= dict.fromkeys(sites)
+        prepared = Prepared(model, plan, beside, counterparts, notes=notes)
         if not any(stage.before for stage in self._stages(plan)):
             self._rewrite(prepared)
         return prepared
@@ -82,14 +110,25 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def passes(self, prepared: Prepared, plan: Plan) -> Iterator[str]:
         """The stages that need data, in their order."""
+        prepared.partial = self.partial
         for stage in self._stages(plan):
             if not stage.before and not prepared.rewritten:
                 self._rewrite(prepared)
             if stage.run is not None:
                 yield from stage.run(prepared)
 
-    def convert(self, prepared: Prepared) -> BrevitasModel:
-        """Hand the calibrated model out."""
+    def convert(self, prepared: Prepared | BrevitasModel) -> BrevitasModel:
+        """Hand the calibrated model out, or one that has been trained since.
+
+        The module of a quantized model is trained like any other: quantizers pass gradients, and
+        scales learn beside weights. Converting it afterwards puts it into eval mode and reads its
+        numbers anew.
+
+        Raises:
+            QuantizationError: Training has left a weight or a scale that is not finite.
+        """
+        if isinstance(prepared, BrevitasModel):
+            return prepared.trained()
         return BrevitasModel(prepared)
 
     def load(
@@ -100,6 +139,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         Raises:
             QuantizationError: The files do not fit the model or the configuration.
         """
+        if example is None:
+            example = BrevitasModel.saved_example(directory)
         changed = self.config.activation_equalization is not None or self.config.magr is not None
         moved = "codes" if self.config.algorithm is not None else ""
         return BrevitasModel.load_state(
@@ -110,6 +151,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         )
 
     def _rewrite(self, prepared: Prepared) -> None:
+        if self.config.low_rank is not None:
+            linear = [entry.name for entry in prepared.plan.quantized if entry.op == "linear"]
+            paths = [preparation.path_of(prepared.module, name) for name in linear]
+            low_rank.put_branches(prepared.module, paths, self.config.low_rank.rank)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
         else:
@@ -144,6 +189,47 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             reason=reason,
         )
 
+    def _placed(
+        self, found: list[tuple[Target, nn.Module]], model: nn.Module, example: Batch | None
+    ) -> list[Target]:
+        """Targets that know whether they are first or last, if a rule asks."""
+        targets = [target for target, _ in found]
+        if not any(rule.io for rule in self.config.rules):
+            return targets
+        if example is None:
+            raise DataError(
+                "a rule with io runs one batch to find the first and last layers",
+                where="quantizer.rules",
+                fix="Give data.calibration, or select those layers by name",
+            )
+        roles = io_roles(model, [target.name for target in targets], example)
+        return [replace(target, io=roles[target.name]) for target in targets]
+
+    def _splits(self, model: nn.Module) -> bool:
+        """Whether there is attention to take apart; fx could not see through what comes of it."""
+        return self.config.backend != "fx" and any(map(multihead.can_split, model.modules()))
+
+    def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
+        """Where attention is called, if the configuration asks for it."""
+        if self.config.attention is None:
+            return []
+        beside = example.beside(model) if example is not None else None
+        if traced:
+            model = preparation.preprocess(copy.deepcopy(model), self.config)
+        names = attention.sites(model, beside)
+        if not names and (traced or beside is not None):
+            raise QuantizationError(
+                "the model never calls scaled_dot_product_attention",
+                where="attention",
+                fix="Leave attention out, or load the model with attn_implementation='sdpa'",
+            )
+        types = ("ScaledDotProductAttention",)
+        return [Target(name, types, attention.OP) for name in names]
+
+    def _site(self, target: Target, decision: Decision) -> PlanEntry:
+        spec = None if decision.skip else self.config.attention_spec
+        return PlanEntry(target.name, target.types[0], target.op, input=spec, rule=decision.why)
+
     def _wants_bias(self) -> bool:
         return self.config.bias is not None or any(rule.bias for rule in self.config.rules)
 
@@ -160,7 +246,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 f"{wanted} needs a model that can be traced",
                 where="quantizer",
                 cause=problem,
-                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0 and "
-                "activation_equalization.mode: layerwise",
+                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0, "
+                "activation_equalization.mode: layerwise and rotation.mode: fused",
             )
         return "", (f"BatchNorm stays apart: the model cannot be traced ({problem})",)

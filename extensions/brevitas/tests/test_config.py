@@ -64,6 +64,46 @@ PASSES: list[dict[str, Any]] = [
 ]
 
 
+NORMS = {"merge_layernorm": True, "layernorm_to_rmsnorm": True}
+OPTIONS: list[dict[str, Any]] = [
+    *PASSES,
+    {"merge_layernorm": True},
+    {"layernorm_to_rmsnorm": True},
+    NORMS,
+    {"rotation": {"mode": "layerwise"}},
+    {"rotation": {"mode": "layerwise", "block_size": 4}},
+    {"rotation": {"mode": "layerwise", "matrix": "orthogonal"}},
+    {**NORMS, "rotation": {}},
+    {"merge_layernorm": True, "rotation": {}},
+    {**NORMS, "rotation": {"mode": "fx", "matrix": "orthogonal"}},
+    {**NORMS, "rotation": {"sdpa_regions": True, "online": True}},
+    {**NORMS, "rotation": {"mode": "fx", "block_size": 4, "permute": "zigzag"}},
+    {**NORMS, "rotation": {"block_size": 4, "permute": "massdiff"}},
+    {"attention": {}},
+    {"attention": {"mode": "fx", "tensors": "kv", "spec": "fp8_e4m3"}},
+    {"attention": {"tensors": "qkv", "spec": "int8/asym"}},
+    {"attention": {"spec": "int8/dynamic/sym"}},
+    {"attention": {"spec": "int8/token/dynamic/sym"}},
+    {"unsigned_relu": False},
+    {"unscaled_inputs": True},
+    {"equalize_iterations": 2, "equalize_scale": "range"},
+    {"equalize_iterations": 2, "equalize_bias_shrinkage": 2.0},
+    {"equalize_bias_shrinkage": 2.0},
+]
+CONTEXTS: list[dict[str, Any]] = [
+    {"backend": backend, "weight": weight, "input": text}
+    for weight, text, backend in (
+        ("int4/asym", None, "layerwise"),
+        ("int8/channel", "int8", "layerwise"),
+        ("int8/channel", "int8/sym", "fx"),
+        ("mxfp4", "mxfp8", "layerwise"),
+        ("fp8_e4m3", "fp8_e4m3", "layerwise"),
+        ("int8/group:4", "int8/token/dynamic/sym", "layerwise"),
+        (None, None, "layerwise"),
+    )
+]
+
+
 class Small(nn.Module):
     """Little to compute, with what makes cases differ: few channels, an addition, a ReLU."""
 
@@ -78,6 +118,28 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn(self.conv(x)))
         out: Tensor = self.fc(torch.flatten(self.side(y) + y, 1))
+        return out
+
+
+class Mixed(nn.Module):
+    """A convolution, then attention and layers between LayerNorms: a place for every option."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(3, 8, 2), nn.BatchNorm2d(8), nn.ReLU()
+        self.embed = nn.Linear(8, 8)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.up, self.act, self.down = nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)
+        self.norm3, self.head = nn.LayerNorm(8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(self.relu(self.bn(self.conv(x))).flatten(2).transpose(1, 2))
+        y = self.norm1(x)
+        y = nn.functional.scaled_dot_product_attention(self.q(y), self.k(y), self.v(y))
+        x = x + self.o(y)
+        x = x + self.down(self.act(self.up(self.norm2(x))))
+        out: Tensor = self.head(self.norm3(x))
         return out
 
 
@@ -108,6 +170,14 @@ def _cases(part: str) -> list[dict[str, Any]]:
                 itertools.combinations(PASSES, 2),
             )
             if backend == "layerwise" or text == "int8"
+        ]
+    if part == "options":
+        # A sample: each option alone in every second context, and every eighth pair in one.
+        alone = list(itertools.product(CONTEXTS, OPTIONS))[::2]
+        pairs = list(itertools.combinations(OPTIONS, 2))[::8]
+        return [{**context, **option} for context, option in alone] + [
+            {**context, **first, **second}
+            for (first, second), context in zip(pairs, itertools.cycle(CONTEXTS), strict=False)
         ]
     specs = itertools.product([part], GRANULARITIES, SYMMETRY, SCALES)
     modes = ("", "mse", "percentile:99", "dynamic", "dynamic/mse")
@@ -142,10 +212,10 @@ def _outcome(model: nn.Module, batches: list[Tensor], fields: dict[str, Any]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [*FORMATS, "pairs", "passes"])
+@pytest.mark.parametrize("part", [*FORMATS, "pairs", "passes", "options"])
 def test_cross_product(part: str, capsys: Any) -> None:
     torch.manual_seed(0)
-    model = Small().eval()
+    model = (Mixed() if part == "options" else Small()).eval()
     batches = [torch.randn(3, 3, 3, 3) for _ in range(2)]
     counts = {"accepted": 0, "refused": 0}
     for fields in _cases(part):
@@ -221,7 +291,9 @@ def test_cross_product(part: str, capsys: Any) -> None:
             {"weight": "int8", "rules": [{"glob": "*", "weight": None, "input": "int8"}]},
             "rules[0].weight: Brevitas quantizes inputs and biases beside a weight",
         ),
-        ({"weight": "int8", "backend": "flexml"}, "backend: 'flexml' is not accepted"),
+        ({"weight": "int8", "backend": "flexml"}, "backend: 'flexml' is not accepted: it is fx"),
+        ({"weight": "int8", "backend": "eager"}, "write layerwise, which takes a model as it is"),
+        ({"weight": "int8", "backend": "fy"}, "backend: 'fy' is not accepted"),
     ],
 )
 def test_refusals_say_what_would_do(fields: dict[str, Any], words: str) -> None:
@@ -238,3 +310,19 @@ def test_plugin_and_configuration_need_neither_torch_nor_brevitas() -> None:
         "assert not {'torch', 'brevitas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("awq", "activation_equalization"),
+        ({"name": "svdquant", "rank": 32}, "write low_rank"),
+        ("gpfa2q", "accumulator"),
+        ("hqo", "hqo: true"),
+    ],
+)
+def test_what_is_no_algorithm_here_is_answered_with_what_to_write(
+    algorithm: object, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        BrevitasConfig(name="brevitas", weight="int4", algorithm=algorithm)

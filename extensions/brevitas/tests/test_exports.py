@@ -17,6 +17,17 @@ from quark_core.errors import ExportError
 STATIC = {"weight": "int8", "input": "int8/sym/percentile:99.99"}
 
 
+LLAMA = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "use_cache": False,
+}
+
+
 class Net(nn.Module):
     """Two convolutions and a Linear."""
 
@@ -40,7 +51,7 @@ def _quantized(**fields: Any) -> tuple[BrevitasQuantizer, nn.Module, Any]:
     return quantizer, model, quantizer.quantize(model, [torch.randn(4, 3, 4, 4)])
 
 
-@pytest.mark.parametrize("name", ["onnx_qcdq", "qonnx", "torch_qcdq"])
+@pytest.mark.parametrize("name", ["onnx_qcdq", "qonnx", "torch_qcdq", "pt2"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -52,14 +63,14 @@ def _quantized(**fields: Any) -> tuple[BrevitasQuantizer, nn.Module, Any]:
     ],
 )
 def test_files_equal_the_module(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
-    if name != "torch_qcdq":
+    if "onnx" in name:
         pytest.importorskip("onnxoptimizer")
         pytest.importorskip("onnxruntime")
     quantizer, model, quantized = _quantized(**fields)
     written = quantized.export(name, tmp_path / name)
     assert written.stat().st_size > 0
-    about = json.loads((tmp_path / f"{name}.json").read_text())
-    assert about["sqnr_db"] > 60
+    about = json.loads((tmp_path / f"{written.name}.report.json").read_text())
+    assert about["metrics"]["sqnr_db"] > 60
     folder = tmp_path / "saved"
     folder.mkdir()
     quantized.save(folder)
@@ -86,31 +97,53 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, fields: dict[str, Any], wo
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quark_brevitas import exports
 
-    def wrong(module: nn.Module, inputs: tuple[Any, ...], path: Path) -> dict[str, Tensor]:
+    def wrong(module: nn.Module, call: Any, plan: Any, path: Path) -> dict[str, Tensor]:
         path.write_bytes(b"x")
-        return {"sqnr_db": module(*inputs) * 1.01}
+        return {"sqnr_db": call.batch.run(module) * 1.01}
 
-    monkeypatch.setitem(exports._WRITERS, "torch_qcdq", (wrong, ".pt"))
+    monkeypatch.setitem(exports._FORMS, "torch_qcdq", exports._Form(wrong, ".pt"))
     _, _, quantized = _quantized(**STATIC)
     with pytest.raises(ExportError, match=r"signal to noise 40\.0 dB, at least 60 wanted"):
         quantized.export("torch_qcdq", tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
-def test_models_called_by_keyword_are_refused(tmp_path: Path) -> None:
-    class Keyword(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weight": "mxfp4", "input": "mxfp8_e4m3"},
+        {"weight": "int4/group:4/asym", "pad_groups": True},
+        {"weight": "int8", "input": "int8/dynamic"},
+        {"weight": "fp8_e4m3", "input": "fp8_e4m3"},
+    ],
+)
+def test_torch_export_holds_what_integer_files_cannot(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    _, _, quantized = _quantized(**fields)
+    written = quantized.export("pt2", tmp_path / "pt2")
+    x = torch.randn(1, 3, 4, 4)
+    with torch.no_grad():
+        found = torch.export.load(written).module()(x)
+        assert torch.equal(found, quantized(x))
+    assert not any(module.training for module in quantized.module.modules())
 
-        def forward(self, *, x: Tensor) -> Tensor:
-            out: Tensor = self.fc(x)
-            return out
 
-    quantizer = BrevitasQuantizer(BrevitasConfig(name="brevitas", **STATIC))
-    quantized = quantizer.quantize(Keyword(), [{"x": torch.randn(2, 4)}])
-    with pytest.raises(ExportError, match="called with tensors by position"):
-        quantized.export("torch_qcdq", tmp_path / "x")
+@pytest.mark.parametrize("name", ["onnx_qcdq", "qonnx", "torch_qcdq", "pt2"])
+def test_models_called_by_keyword(tmp_path: Path, name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if "onnx" in name:
+        pytest.importorskip("onnxoptimizer")
+    config = transformers.LlamaConfig(**LLAMA)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    data = [{"input_ids": torch.randint(96, (2, 12))} for _ in range(2)]
+    fields = {"weight": "int8", "input": "int8/percentile:99.9"}
+    quantizer = BrevitasQuantizer(BrevitasConfig(name="brevitas", **fields))
+    quantized = quantizer.quantize(model, data)
+    written = quantized.export(name, tmp_path / name)
+    about = json.loads((tmp_path / f"{written.name}.report.json").read_text())
+    assert about["metrics"]["sqnr_db"] > 100
 
 
 def test_unknown_forms_are_refused(tmp_path: Path) -> None:

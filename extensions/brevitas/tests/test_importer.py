@@ -118,6 +118,20 @@ def test_every_place_without_counterpart_is_listed() -> None:
         "backend",
         "global_quant_config.weight",
         "global_quant_config.output_tensors",
-        "algo_config[0]",
         "algo_config[1]",
     ]
+
+
+def test_accumulator_widths_are_kept() -> None:
+    found = from_quark(
+        {
+            "global_quant_config": {
+                "weight": {"bit_width": 4},
+                "input_tensors": {"bit_width": 8},
+            },
+            "algo_config": [{"type": "GPFA2Q", "act_order": True, "accumulator_bit_width": 18}],
+        }
+    )
+    wanted = {"name": "gpfq", "act_order": True, "accumulator": {"bits": 18}}
+    assert found["algorithm"] == wanted
+    assert BrevitasConfig(**found).algorithm is not None

@@ -273,7 +273,9 @@ def test_zero_points_between_integers_are_told_and_counted(tiny: nn.Module) -> N
     encoding = next(e for e in found.encodings() if e.tensor == "fc.weight")
     assert encoding.zero_point is not None
     assert encoding.zero_point.is_floating_point()
-    assert found.storage()["fc.weight"] == plain.storage()["fc.weight"] + 3  # 4 bytes, where 4 bits took one
+    assert (
+        found.storage()["fc.weight"] == plain.storage()["fc.weight"] + 3
+    )  # 4 bytes, where 4 bits took one
 
 
 def test_narrow_range_leaves_the_smallest_code_out(tiny: nn.Module) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from quark_brevitas.algorithms.columns import plain
 from quark_brevitas.algorithms.grid import Grid
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.rounding import FLOAT, QUANTIZED, FloatMode
 from quark_brevitas.algorithms.walk import Step, Walk
 from quark_brevitas.options import LearnedRound
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 from quark_core.plan import PlanEntry
 
 _ZETA, _GAMMA = 1.1, -0.1
@@ -39,6 +42,8 @@ class Learning:
         entries: Their entries.
         options: How to learn.
         example: One batch.
+        seed: Of the samples that are drawn.
+        partial: Where finished steps are kept.
     """
 
     def __init__(
@@ -48,8 +53,11 @@ class Learning:
         entries: Mapping[str, PlanEntry],
         options: LearnedRound,
         example: Batch,
+        seed: int = 0,
+        partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
+        self._seed, self._kept = seed, Kept(partial or Partial(), options.name)
         self._float = FloatMode(model)
         keep_float_weights(layers)
         self._walk = Walk(model, layers, dict.fromkeys(layers, ""), example)
@@ -62,11 +70,14 @@ class Learning:
         """One pass over the data a step, then its layers learn."""
         steps = self._walk.steps
         for count, step in enumerate(steps, start=1):
-            self._step, self._index = step, 0
-            self._received, self._wanted = [], {name: [] for name in step.layers}
-            yield f"{self._options.name} {count}/{len(steps)}"
-            for name in step.layers:
-                self._learn(name)
+            layers = {name: self._layers[name] for name in step.layers}
+            if not self._kept.read(count, layers):
+                self._step, self._index = step, 0
+                self._received, self._wanted = [], {name: [] for name in step.layers}
+                yield f"{self._options.name} {count}/{len(steps)}"
+                for name in step.layers:
+                    self._learn(name)
+                self._kept.write(count, layers)
             self._walk.finish(step)
 
     def feed(self, batch: Batch) -> None:
@@ -101,8 +112,15 @@ class Learning:
             return out
 
         with torch.enable_grad():
-            _fit(choice, forward, wanted, len(x), self._options)
+            _fit(choice, forward, wanted, self._samples(name, len(x)), self._options)
         layer.weight.data.copy_(grid.clamp(choice.hard(), steps).reshape(shape))
+
+    def _samples(self, name: str, count: int) -> Iterator[Tensor]:
+        """Rows for each step, the same for a layer whatever was learned before it."""
+        generator = torch.Generator().manual_seed(self._seed + crc32(name.encode()))
+        size = min(self._options.batch_size, count)
+        for _ in range(self._options.iterations):
+            yield torch.randint(count, (size,), generator=generator)
 
 
 class _Choice:
@@ -147,12 +165,11 @@ def _fit(
     choice: _Choice,
     forward: Callable[[Tensor], Tensor],
     wanted: Tensor,
-    samples: int,
+    samples: Iterator[Tensor],
     options: LearnedRound,
 ) -> None:
     optimizer = torch.optim.Adam([choice.value], lr=options.learning_rate)
-    for iteration in range(options.iterations):
-        rows = torch.randint(samples, (min(options.batch_size, samples),))
+    for iteration, rows in enumerate(samples):
         error = (forward(rows) - wanted[rows]).square().sum(1).mean()
         past = iteration / options.iterations - _WARMUP
         if past > 0:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quark_brevitas.algorithms.balls import l1_cut
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
@@ -24,8 +25,10 @@ from quark_brevitas.algorithms.columns import (
     second_moments,
     weight_rows,
 )
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.options import MagR
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 
 
 class Shrinking:
@@ -35,14 +38,24 @@ class Shrinking:
         model: The float model.
         layers: Its layers by name.
         options: Weight of the penalty, and steps.
+        partial: Where its result is kept.
     """
 
-    def __init__(self, model: Any, layers: Mapping[str, Any], options: MagR) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Mapping[str, Any],
+        options: MagR,
+        partial: Partial | None = None,
+    ) -> None:
         self._model, self._layers, self._options = model, layers, options
+        self._kept = Kept(partial or Partial(), "magr")
         self._moments: dict[str, Tensor] = {}
 
     def passes(self) -> Iterator[str]:
         """One pass over the data, then all weights are changed."""
+        if self._kept.read(1, self._layers):
+            return
         with ExitStack() as stack:
             for name, layer in self._layers.items():
 
@@ -60,6 +73,7 @@ class Shrinking:
                 _shrink(weight, moments[at], self._options) for at, weight in enumerate(weights)
             ]
             layer.weight.data.copy_(torch.stack(shrunk).reshape(layer.weight.shape))
+        self._kept.write(1, self._layers)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch."""
@@ -82,9 +96,4 @@ def _shrink(weight: Tensor, moments: Tensor, options: MagR) -> Tensor:
 def _onto_l1_ball(rows: Tensor) -> Tensor:
     """Each row, or the nearest point of the unit l1 ball if it lies outside."""
     sizes = rows.abs()
-    ordered = sizes.sort(dim=1, descending=True).values
-    excess = ordered.cumsum(1) - 1
-    counts = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-    kept = (ordered * counts > excess).sum(1, keepdim=True)
-    threshold = (excess.gather(1, (kept - 1).clamp(min=0)) / kept.clamp(min=1)).clamp(min=0)
-    return rows.sign() * (sizes - threshold).clamp(min=0)
+    return rows.sign() * (sizes - l1_cut(sizes, 1.0)).clamp_(min=0)

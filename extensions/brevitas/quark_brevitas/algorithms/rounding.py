@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quark_brevitas.algorithms import solve
+from quark_brevitas.algorithms import accumulate, solve
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
@@ -19,10 +19,12 @@ from quark_brevitas.algorithms.columns import (
     weight_rows,
 )
 from quark_brevitas.algorithms.grid import Grid
+from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.walk import Step, Walk
-from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos
+from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos, accumulator_of
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
+from quark_core.partial import Partial
 from quark_core.plan import PlanEntry
 
 QUANTIZED, FLOAT = "quantized", "float"
@@ -37,6 +39,7 @@ class Rounding:
         entries: Their entries.
         options: The algorithm.
         example: One batch.
+        partial: Where finished steps are kept.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Rounding:
         entries: Mapping[str, PlanEntry],
         options: GPTQ | GPFQ | Qronos,
         example: Batch,
+        partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
+        self._kept = Kept(partial or Partial(), options.name)
         self._two = options.name in TWO_STREAMS
         self._quantized_inputs = self._two or getattr(options, "quantized_inputs", False)
         self._step: Step | None = None
@@ -65,13 +70,19 @@ class Rounding:
         steps = self._walk.steps
         with self._inputs_as_wanted(), _Finished() as finished:
             for count, step in enumerate(steps, start=1):
-                self._step, self._index, self._moments, self._mixed = step, 0, None, None
-                yield f"{self._options.name} {count}/{len(steps)}"
+                layers = {name: self._layers[name] for name in step.layers}
+                known = self._kept.read(count, layers)
+                if not known:
+                    self._step, self._index, self._moments, self._mixed = step, 0, None, None
+                    yield f"{self._options.name} {count}/{len(steps)}"
                 self._walk.finish(step)
                 finished.release(step.block)
-                for name in step.layers:
-                    self._round(name)
-                    finished.hold(self._layers[name], step.block)
+                for name, layer in layers.items():
+                    if not known:
+                        self._round(name)
+                    finished.hold(layer, step.block)
+                if not known:
+                    self._kept.write(count, layers)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch up to the step under way."""
@@ -108,24 +119,35 @@ class Rounding:
         weights = weight_rows(layer.weight, groups)
         size = weights.shape[1]
         rounded = [
-            self._solve(weights[at], at, grid, slice(at * size, (at + 1) * size))
+            self._solve(name, weights[at], at, grid, slice(at * size, (at + 1) * size))
             for at in range(groups)
         ]
         found = torch.stack(rounded).reshape(layer.weight.shape)
         layer.weight.data.copy_(found)
 
-    def _solve(self, weight: Tensor, group: int, grid: Grid, rows: slice) -> Tensor:
-        options = self._options
+    def _solve(self, name: str, weight: Tensor, group: int, grid: Grid, rows: slice) -> Tensor:
+        options, register = self._options, accumulator_of(self._options)
+        inputs, limit = self._entries[name].input, None
+        if register is not None and inputs is not None:
+            limit = accumulate.limit(weight, grid, rows, accumulate.input_codes(inputs), register)
         assert self._moments is not None
         moments = self._moments[group]
         if isinstance(options, GPTQ):
             return solve.gptq(
-                weight, moments, grid, rows, act_order=options.act_order, damping=options.damping
+                weight,
+                moments,
+                grid,
+                rows,
+                act_order=options.act_order,
+                damping=options.damping,
+                limit=limit,
             )
         assert self._mixed is not None
         mixed = self._mixed[group]
         if isinstance(options, GPFQ):
-            return solve.gpfq(weight, moments, mixed, grid, rows, act_order=options.act_order)
+            return solve.gpfq(
+                weight, moments, mixed, grid, rows, act_order=options.act_order, limit=limit
+            )
         return solve.qronos(
             weight,
             moments,
@@ -138,13 +160,7 @@ class Rounding:
 
     def _inputs_as_wanted(self) -> Any:
         """Quantized layers before a step see float inputs, unless the options say otherwise."""
-        from brevitas.graph.calibrate import quantization_status_manager
-
-        if self._quantized_inputs:
-            return ExitStack()
-        return quantization_status_manager(
-            self._model, disable_act_quant=True, disable_bias_quant=True, is_training=False
-        )
+        return ExitStack() if self._quantized_inputs else FloatMode(self._model, weights=False)
 
     def _key(self, name: str) -> object:
         layer = self._layers[name]
@@ -187,13 +203,24 @@ class _Finished:
 class FloatMode:
     """Lets a model compute as the float one for a while, with its original weights.
 
-    Brevitas's own manager looks through the whole model each time it is entered and left, which
-    for a batch of text takes longer than running it.
+    Brevitas's own manager looks through the whole model several times whenever it is entered or
+    left, which for a batch of text takes longer than running it.
+
+    Args:
+        model: The model.
+        weights: Whether weights are the original ones, too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, weights: bool = True) -> None:
+        from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
+
         modules: list[Any] = list(model.modules())
-        self._proxies = [module for module in modules if hasattr(module, "disable_quant")]
+        self._proxies = [
+            module
+            for module in modules
+            if hasattr(module, "disable_quant")
+            and (weights or not isinstance(module, WeightQuantProxyFromInjectorBase))
+        ]
         self._layers = [module for module in modules if hasattr(module, "return_quant_tensor")]
         self._before: list[tuple[Any, str, bool]] = []
 

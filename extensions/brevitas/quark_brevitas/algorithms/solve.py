@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quark_brevitas.algorithms.accumulate import Limit
 from quark_brevitas.algorithms.grid import Grid, Rounder
 
 _BLOCK = 128
@@ -30,7 +31,14 @@ def in_order(moments: Tensor, by_size: bool) -> Tensor:
 
 
 def gptq(
-    weight: Tensor, moments: Tensor, grid: Grid, rows: slice, *, act_order: bool, damping: float
+    weight: Tensor,
+    moments: Tensor,
+    grid: Grid,
+    rows: slice,
+    *,
+    act_order: bool,
+    damping: float,
+    limit: Limit | None = None,
 ) -> Tensor:
     """The rounded weight [rows, columns].
 
@@ -41,6 +49,7 @@ def gptq(
         rows: Which rows of the grid these are.
         act_order: Columns with the largest inputs first.
         damping: Added to the diagonal, as a share of its mean.
+        limit: Keeps codes to a register.
     """
     dead = moments.diagonal() == 0
     moments = moments + torch.diag(dead.to(moments.dtype))
@@ -48,12 +57,21 @@ def gptq(
     order = in_order(moments, act_order)
     ordered = moments[order][:, order]
     ordered = ordered + damping * ordered.diagonal().mean() * _ones(ordered)
-    rounded = _diffuse(weight[:, order], _factor(ordered), grid.rounder(rows, order), 0)
+    rounder = grid.rounder(rows, order)
+    rounder = limit(rounder, order) if limit is not None else rounder
+    rounded = _diffuse(weight[:, order], _factor(ordered), rounder, 0)
     return _restore(rounded, order)
 
 
 def gpfq(
-    weight: Tensor, moments: Tensor, mixed: Tensor, grid: Grid, rows: slice, *, act_order: bool
+    weight: Tensor,
+    moments: Tensor,
+    mixed: Tensor,
+    grid: Grid,
+    rows: slice,
+    *,
+    act_order: bool,
+    limit: Limit | None = None,
 ) -> Tensor:
     """The rounded weight [rows, columns].
 
@@ -64,6 +82,7 @@ def gpfq(
         grid: What the weight can be.
         rows: Which rows of the grid these are.
         act_order: Columns with the largest inputs first.
+        limit: Keeps codes to a register.
     """
     order = in_order(moments, act_order)
     moments, mixed, weight = moments[order][:, order], mixed[order][:, order], weight[:, order]
@@ -72,6 +91,7 @@ def gpfq(
     wanted = weight @ (mixed.tril() * inverse).t()
     past = (moments.tril(-1) * inverse).t().contiguous()
     rounder = grid.rounder(rows, order)
+    rounder = limit(rounder, order) if limit is not None else rounder
     left = wanted.t().contiguous()
     rounded = torch.empty_like(left)
     columns = len(order)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quark_brevitas.options import GPFQ, GPTQ, Qronos
+from quark_brevitas.options import GPFQ, GPTQ, Qronos, accumulator_of
 from quark_core.batch import Batch
 
 
@@ -41,6 +41,17 @@ def _mode(model: nn.Module, options: GPTQ | GPFQ | Qronos) -> Any:
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.qronos import Qronos as Implementation
 
+    register = accumulator_of(options)
+    if register is not None:
+        from brevitas_examples.common.axe import a2gpfq_mode, a2gptq_mode
+
+        mode = a2gptq_mode if isinstance(options, GPTQ) else a2gpfq_mode
+        return mode(
+            model,
+            act_order=options.act_order,
+            max_accumulator_bit_width=register.bits,
+            max_accumulator_tile_size=register.tile,
+        )
     if isinstance(options, GPTQ):
         return gptq_mode(
             model,

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
 from quark_brevitas.algorithms.columns import plain
 from quark_core.batch import Batch
+from quark_core.errors import QuantizationError
 
 Look = Callable[[Tensor], None]
 """Told what a layer receives."""
 
 
-class _SeenAllError(Exception):
-    """The layers looked for have been called; the rest of the model need not run."""
+_KEPT_BYTES = 2**30
+"""Most memory for outputs of finished layers; beyond it they run again instead."""
+
+
+class _SeenError(Exception):
+    """The layer looked for has been called; the rest of the model need not run."""
 
 
 @dataclass
@@ -35,25 +42,29 @@ class Step:
 
 @dataclass
 class _Stream:
-    """Outputs of the last finished block, by batch, so that earlier blocks need not run again.
+    """What need not be computed again: outputs by batch.
 
     Attributes:
         done: How many blocks need not run.
         outputs: What the last of them returned.
         fresh: The same for a block that has just been finished.
+        layers: Outputs of finished layers, by layer and batch.
     """
 
     done: int = 0
     outputs: dict[int, Any] = field(default_factory=dict)
     fresh: dict[int, Any] = field(default_factory=dict)
+    layers: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
 
 class Walk:
     """The steps of a model in the order of execution, and a way to run up to each.
 
     Where the model is a stack of equal blocks, those before a step are not run again: the output
-    of the last is kept for each batch. What the model computes around its blocks (masks,
-    position embeddings) runs each time, so nothing is assumed about it.
+    of the last is kept for each batch. Finished layers of the block under way are not run again
+    either, as long as there is memory for their outputs. What the model computes around them
+    (masks, position embeddings, attention) runs each time, so nothing is assumed about it but
+    that the output of a block goes into the next and nowhere else.
 
     Args:
         model: The model; called with batches.
@@ -74,6 +85,15 @@ class Walk:
         self._blocks = _stack(blocks, layers)
         self.steps = _steps(calls, keys, self._blocks)
         self._streams: dict[str, _Stream] = {}
+        self._once = {call.layer for call in calls if call.times == 1}
+        self._block_of = {
+            name: at
+            for at, block in enumerate(self._blocks)
+            for name, layer in layers.items()
+            if any(module is layer for module in block.modules())
+        }
+        self._finished: set[str] = set()
+        self._kept_bytes = 0
 
     def run(self, step: Step, batch: Batch, index: int, stream: str, look: Look) -> None:
         """Run one batch up to a step; ``look`` sees the tensor its layers receive.
@@ -81,45 +101,97 @@ class Walk:
         Steps must be run in order, and each with every batch, for one stream of values.
         """
         state = self._streams.setdefault(stream, _Stream())
-        seen: set[str] = set()
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            state.fresh[index] = output
+            state.fresh[index] = _copy(output)
 
         with ExitStack() as stack:
-            for block in self._blocks[: state.done]:
-                stack.enter_context(_replaced(block, state.outputs[index]))
+            for at, block in enumerate(self._blocks[: state.done], start=1):
+                output = state.outputs[index]
+                known = output if at == state.done else _unknown(output)
+                stack.enter_context(_replaced(block, known))
             if step.block > state.done:
                 last = self._blocks[step.block - 1]
                 stack.callback(last.register_forward_hook(keep).remove)
-            for name in step.layers:
-                hook = _seen(name, step, seen, look)
-                stack.callback(self._layers[name].register_forward_pre_hook(hook).remove)
-            stack.enter_context(suppress(_SeenAllError))
+            self._spare_layers(state, index, stack)
+            # The others of the step receive the same tensor.
+            first = step.layers[0]
+            hook = _seen(first, look)
+            stack.callback(self._layers[first].register_forward_pre_hook(hook).remove)
+            stack.enter_context(suppress(_SeenError))
             batch.run(self._model)
 
     def finish(self, step: Step) -> None:
-        """Every batch has been run up to a step, and its layers have their final weights."""
+        """Every batch has been run up to a step, and its layers get their final weights now."""
         for state in self._streams.values():
             if state.fresh and step.block > state.done:
                 state.done, state.outputs, state.fresh = step.block, state.fresh, {}
+                for name in [name for name in state.layers if self._behind(name, state.done)]:
+                    self._kept_bytes -= sum(map(_size, state.layers.pop(name).values()))
+        self._finished.update(self._once.intersection(step.layers))
+
+    def _behind(self, layer: str, done: int) -> bool:
+        """Whether a layer is in a block that does not run again."""
+        return self._block_of.get(layer, done) < done
+
+    def _spare_layers(self, state: _Stream, index: int, stack: ExitStack) -> None:
+        """Let finished layers return what they are known to return; keep it where it is not."""
+        for name in self._finished:
+            if self._behind(name, state.done):
+                continue
+            known = state.layers.setdefault(name, {})
+            if index in known:
+                stack.enter_context(_replaced(self._layers[name], known[index]))
+            elif self._kept_bytes < _KEPT_BYTES:
+                hook = partial(self._keep_output, known, index)
+                stack.callback(self._layers[name].register_forward_hook(hook).remove)
+
+    def _keep_output(
+        self, known: dict[int, Tensor], index: int, _module: nn.Module, _args: Any, output: Any
+    ) -> None:
+        if type(output) is Tensor:
+            known[index] = output.clone()
+            self._kept_bytes += _size(output)
 
 
-def _seen(name: str, step: Step, seen: set[str], look: Look) -> Callable[..., None]:
+def _seen(name: str, look: Look) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not seen:
-            look(plain(args[0]))
-        seen.add(name)
-        if len(seen) == len(step.layers):
-            raise _SeenAllError
+        x = plain(args[0])
+        if not bool(x.isfinite().all()):
+            raise QuantizationError(
+                "the layer receives values that are not finite",
+                where=f"layer {name!r}",
+                fix="Look for infinite calibration data; if they are finite, and outputs of "
+                "blocks are used by more than the next block, write engine: brevitas",
+            )
+        look(x)
+        raise _SeenError
 
     return hook
+
+
+def _copy(output: Any) -> Any:
+    """An output that may be changed in place without changing the one that is kept."""
+    if type(output) is Tensor:
+        return output.clone()
+    return tuple(map(_copy, output)) if type(output) is tuple else output
+
+
+def _unknown(output: Any) -> Any:
+    """NaN in the shape of an output, in no memory: a block's that only the next one reads."""
+    if type(output) is Tensor and output.is_floating_point():
+        return output.new_full((1,) * output.ndim, float("nan")).expand_as(output)
+    return tuple(map(_unknown, output)) if type(output) is tuple else output
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @contextmanager
 def _replaced(block: nn.Module, output: Any) -> Iterator[None]:
     """For a while, a block returns what it is known to return."""
-    block.forward = lambda *_args, **_kwargs: output
+    block.forward = lambda *_args, **_kwargs: _copy(output)
     try:
         yield
     finally:
@@ -131,6 +203,7 @@ class _Call:
     layer: str
     received: Tensor
     finished: list[nn.Module]
+    times: int = 1
 
 
 def _watch(
@@ -146,14 +219,18 @@ def _watch(
     ]
     calls: list[_Call] = []
     finished: list[nn.Module] = []
-    known: set[str] = set()
+    received: dict[int, list[Any]] = {}
+    returned: dict[int, Any] = {}
+    known: dict[str, _Call] = {}
 
     def called(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if name not in known:
-                known.add(name)
-                # Kept alive, so that no other tensor gets its memory.
-                calls.append(_Call(name, plain(args[0]), list(finished)))
+            if name in known:
+                known[name].times += 1
+                return
+            # Kept alive, so that no other tensor gets its memory.
+            known[name] = _Call(name, plain(args[0]), list(finished))
+            calls.append(known[name])
 
         return hook
 
@@ -161,9 +238,13 @@ def _watch(
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(called(name)).remove)
         for block in (block for blocks in stacks for block in blocks):
-            handle = block.register_forward_hook(
-                lambda module, _args, _output: finished.append(module)
-            )
+
+            def left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                finished.append(module)
+                received[id(module)] = [*args, *kwargs.values()]
+                returned[id(module)] = output[0] if type(output) is tuple else output
+
+            handle = block.register_forward_hook(left, with_kwargs=True)
             stack.callback(handle.remove)
         example.run(model)
     order = {id(module): finished.index(module) for module in finished}
@@ -172,6 +253,10 @@ def _watch(
         for blocks in stacks
         if all(sum(module is block for module in finished) == 1 for block in blocks)
         and sorted(blocks, key=lambda block: order[id(block)]) == blocks
+        and all(
+            any(value is returned[id(before)] for value in received[id(after)])
+            for before, after in pairwise(blocks)
+        )
     ]
     return calls, in_turn
 

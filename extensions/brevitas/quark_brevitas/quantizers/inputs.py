@@ -19,9 +19,9 @@ from brevitas.quant.fixed_point import (
     Int8ActPerTensorFixedPoint,
     Int8ActPerTensorFixedPointMSE,
 )
-from brevitas.quant.float import Fp8e4m3ActPerTensorFloat
-from brevitas.quant.float_quant_fnuz import FpFNUZActPerTensorFloat
-from brevitas.quant.float_quant_ocp import FpOCPActPerTensorFloat
+from brevitas.quant.float import Fp8e4m3Act, Fp8e4m3ActPerTensorFloat
+from brevitas.quant.float_quant_fnuz import FpFNUZAct, FpFNUZActPerTensorFloat
+from brevitas.quant.float_quant_ocp import FpOCPAct, FpOCPActPerTensorFloat
 from brevitas.quant.mx_quant_ocp import MXFloat8e4m3Act, MXInt8Act
 from brevitas.quant.scaled_int import (
     Int8ActPerTensorFloat,
@@ -73,6 +73,11 @@ _FLOATS: dict[Family, Quantizer] = {
     "fnuz": FpFNUZActPerTensorFloat,
     "float": Fp8e4m3ActPerTensorFloat,
 }
+_UNSCALED: dict[Family, Quantizer] = {
+    "ocp": FpOCPAct,
+    "fnuz": FpFNUZAct,
+    "float": Fp8e4m3Act,
+}
 # Brevitas takes the ceil(q / 100 * n)-th smallest value, so that q = 0 would ask for the zeroth.
 _SMALLEST_PERCENTILE = 1e-9
 
@@ -90,7 +95,11 @@ def _one(scale: Tensor, _shape: Sequence[int]) -> Tensor:
 
 
 def input_quantizer(
-    spec: TensorSpec | None, op: str = "linear", *, scale_rounding: str | None = None
+    spec: TensorSpec | None,
+    op: str = "linear",
+    *,
+    scale_rounding: str | None = None,
+    unscaled: bool = False,
 ) -> Quantizer | None:
     """Brevitas's quantizer for an input spec, static or dynamic.
 
@@ -98,6 +107,7 @@ def input_quantizer(
         spec: A resolved spec that the configuration accepted.
         op: The layer's operation; says which axis groups run along.
         scale_rounding: How power-of-two scales are rounded; None is up, and down for MX.
+        unscaled: Whether static minifloats do without a scale.
     """
     if spec is None:
         return None
@@ -106,6 +116,9 @@ def input_quantizer(
         quantizer = _mx(spec)
     elif spec.dynamic:
         quantizer = _dynamic(spec)
+    elif family == "float" and unscaled:
+        elements = _UNSCALED[float_family(spec.number_format)]
+        quantizer = elements.let(**float_settings(spec.number_format))
     elif family == "float":
         quantizer = _static_float(spec)
     else:

@@ -1,0 +1,45 @@
+"""Finished steps of an algorithm, kept so that a run that was cut short need not repeat them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from quark_core.partial import Partial
+
+
+class Kept:
+    """The finished weights of one algorithm, step by step.
+
+    Steps are read back from the first on. The first that is missing, or that does not fit its
+    layers, ends that: all after it are done again.
+
+    Args:
+        partial: Where they are kept.
+        algorithm: The name they are kept under.
+    """
+
+    def __init__(self, partial: Partial, algorithm: str) -> None:
+        self._partial, self._algorithm = partial, algorithm
+        self._reading = True
+
+    def read(self, step: object, layers: Mapping[str, Any]) -> bool:
+        """Give layers the weights that were kept for a step; whether there were any."""
+        found = self._partial.get(f"{self._algorithm}/{step}") if self._reading else None
+        self._reading = found is not None and all(
+            name in found and found[name].shape == layer.weight.shape
+            for name, layer in layers.items()
+        )
+        if not self._reading or found is None:
+            return False
+        with torch.no_grad():
+            for name, layer in layers.items():
+                layer.weight.copy_(found[name])
+        return True
+
+    def write(self, step: object, layers: Mapping[str, Any]) -> None:
+        """Keep the weights of a step's layers, which are final."""
+        weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+        self._partial.put(f"{self._algorithm}/{step}", weights)

@@ -1,0 +1,158 @@
+"""Quantized attention: queries, keys, values and softmax within scaled dot-product attention.
+
+The call of torch's function has no module whose quantizers could live there. In a traced graph
+each call becomes one; elsewhere each module that makes such calls in its own forward is given
+one, and its calls are led there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from quark_brevitas.graphs import is_traced
+from quark_brevitas.options import Attention
+from quark_core.batch import Batch
+from quark_core.spec import TensorSpec
+
+OP = "attention"
+SITE = "sdpa"
+"""Name of the module within the block that calls attention."""
+PARTS: dict[str, dict[str, str]] = {
+    "qkvs": {
+        "query": "q_scaled_quant",
+        "key": "k_transposed_quant",
+        "value": "v_quant",
+        "softmax": "attn_output_weights_quant",
+    },
+    "qkv": {"query": "q_scaled_quant", "key": "k_transposed_quant", "value": "v_quant"},
+    "kv": {"key": "k_transposed_quant", "value": "v_quant"},
+}
+"""Brevitas's quantizers by the tensor they quantize."""
+_ALL = tuple(PARTS["qkvs"].values())
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def sites(model: nn.Module, example: Batch | None) -> list[str]:
+    """Names that calls of attention will have, in the order they are made.
+
+    Args:
+        model: The float model, or its traced graph.
+        example: One batch, which is run unless the model is traced.
+    """
+    if is_traced(model):
+        changed = put_sites(copy.deepcopy(model), [])
+        return [name for name, module in changed.named_modules() if _is_site(module)]
+    if example is None:
+        return []
+    return [f"{name}.{SITE}" if name else SITE for name in _callers(model, example)]
+
+
+def put_sites(model: Module, names: list[str]) -> Module:
+    """Give each call of attention a module, in place; float still.
+
+    Args:
+        model: The float model, or its traced graph.
+        names: What :func:`sites` found.
+    """
+    from brevitas.graph.standardize import TorchFunctionalToModule
+    from brevitas.nn import ScaledDotProductAttention
+
+    if is_traced(model):
+        pair = (scaled_dot_product_attention, ScaledDotProductAttention)
+        changed: Module = TorchFunctionalToModule(fn_to_module_map=(pair,)).apply(model)
+        return changed
+    for name in names:
+        block = model.get_submodule(name.rpartition(".")[0])
+        block.add_module(SITE, ScaledDotProductAttention())
+        block.__class__ = _attentive(type(block))
+    return model
+
+
+def settings(options: Attention, spec: TensorSpec) -> dict[str, Any]:
+    """The quantizers Brevitas's attention takes."""
+    from quark_brevitas.quantizers import input_quantizer
+
+    quantizer: Any = input_quantizer(spec)
+    given: dict[str, Any] = {
+        name: quantizer if name in PARTS[options.tensors].values() else None for name in _ALL
+    }
+    softmax = PARTS["qkvs"]["softmax"]
+    if given[softmax] is not None and spec.symmetric and spec.number_format.exponent is None:
+        # Shares of attention are never negative.
+        given[softmax] = quantizer.let(signed=False)
+    return given
+
+
+def quantizers(site: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The quantizers in use within a quantized attention, by the tensor they quantize."""
+    for tensor, name in PARTS["qkvs"].items():
+        act = getattr(site, name).act_quant
+        if act.is_quant_enabled or act.disable_quant:
+            yield tensor, act
+
+
+def _is_site(module: nn.Module) -> bool:
+    from brevitas.nn import ScaledDotProductAttention
+
+    return isinstance(module, ScaledDotProductAttention)
+
+
+class _Led(TorchFunctionMode):
+    """Leads calls of torch's attention to a module."""
+
+    def __init__(self, target: Callable[..., Any]) -> None:
+        super().__init__()
+        self._target = target
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
+            return self._target(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attentive(cls: type[nn.Module]) -> type[nn.Module]:
+    """The same class, its calls of attention led to the module of that name."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Led(getattr(self, SITE)):
+            return cls.forward(self, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def _callers(model: nn.Module, example: Batch) -> list[str]:
+    """Modules whose own forward calls attention, in order."""
+    inside: list[str] = []
+    found: dict[str, None] = {}
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        found.setdefault(inside[-1] if inside else "")
+        return scaled_dot_product_attention(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            enter = module.register_forward_pre_hook(_entering(inside, name))
+            leave = module.register_forward_hook(lambda *_: inside.pop() and None)
+            stack.callback(enter.remove)
+            stack.callback(leave.remove)
+        stack.enter_context(_Led(note))
+        example.first().run(model)
+    # MultiheadAttention's own projections are out of reach.
+    return [
+        name for name in found if not isinstance(model.get_submodule(name), nn.MultiheadAttention)
+    ]
+
+
+def _entering(inside: list[str], name: str) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        inside.append(name)
+
+    return hook

@@ -1,0 +1,180 @@
+"""Quantized attention: the same numbers as Brevitas's own module, on any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quark_brevitas.config import BrevitasConfig
+from quark_brevitas.quantizer import BrevitasQuantizer
+from torch import Tensor, nn
+
+from quark_core.errors import ConfigError, QuantizationError
+
+
+class Block(nn.Module):
+    """Self-attention with two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, -1)
+        q = parts[0].unflatten(-1, (2, 4)).transpose(1, 2)
+        k = parts[1].unflatten(-1, (2, 4)).transpose(1, 2)
+        v = parts[2].unflatten(-1, (2, 4)).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
+        return out
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """Two blocks; attention alone is quantized when layers are skipped."""
+    torch.manual_seed(0)
+    return nn.Sequential(Block(), nn.ReLU(), Block()).eval()
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    """Inputs for them."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 5, 8, generator=generator) for _ in range(3)]
+
+
+def _quantizer(**fields: Any) -> BrevitasQuantizer:
+    return BrevitasQuantizer(BrevitasConfig(**{"name": "brevitas", "weight": "int8", **fields}))
+
+
+def _direct(model: Any, batches: list[Tensor], spec: str, tensors: str) -> list[Tensor]:
+    """The first block with Brevitas's module called by hand, its weights as they are."""
+    from brevitas.graph.calibrate import calibration_mode
+    from brevitas.nn import QuantScaledDotProductAttention
+    from brevitas.quant.float_quant_ocp import FpOCPActPerTensorFloat
+    from brevitas.quant.scaled_int import Int8ActPerTensorFloat
+
+    if spec.startswith("fp8"):
+        quant = FpOCPActPerTensorFloat.let(bit_width=8, exponent_bit_width=4, mantissa_bit_width=3)
+        softmax = quant
+    else:
+        quant = Int8ActPerTensorFloat.let(high_percentile_q=100.0)
+        softmax = quant.let(signed=False)
+    attend = QuantScaledDotProductAttention(
+        q_scaled_quant=quant if "q" in tensors else None,
+        k_transposed_quant=quant,
+        v_quant=quant,
+        attn_output_weights_quant=softmax if "s" in tensors else None,
+    ).eval()
+
+    def run(x: Tensor) -> Tensor:
+        parts = model.qkv(x).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in parts)
+        out: Tensor = model.out(attend(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
+        return out
+
+    with torch.no_grad():
+        with calibration_mode(attend):
+            for batch in batches:
+                run(batch)
+        return [run(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("tensors", ["qkvs", "qkv", "kv"])
+@pytest.mark.parametrize("spec", ["int8/sym", "fp8_e4m3"])
+def test_numbers_are_those_of_brevitas(
+    model: Any, batches: list[Tensor], spec: str, tensors: str
+) -> None:
+    block = model[0]
+    rules = [{"type": "Linear", "skip": True}]
+    quantizer = _quantizer(attention={"spec": spec, "tensors": tensors}, rules=rules)
+    quantized = quantizer.quantize(block, batches)
+    expected = _direct(block, batches, spec, tensors)
+    with torch.no_grad():
+        for batch, wanted in zip(batches, expected, strict=True):
+            assert torch.equal(quantized(batch), wanted)
+            assert not torch.equal(quantized(batch), block(batch))
+
+
+@pytest.mark.parametrize("mode", ["functional", "fx"])
+def test_each_call_has_scales_of_its_own(
+    model: nn.Module, batches: list[Tensor], tmp_path: Path, mode: str
+) -> None:
+    quantizer = _quantizer(attention={"mode": mode}, input="int8")
+    quantized = quantizer.quantize(model, batches)
+    sites = [entry.name for entry in quantized.plan.quantized if entry.op == "attention"]
+    assert len(sites) == 2
+    if mode == "functional":
+        assert sites == ["0.sdpa", "2.sdpa"]
+    scales = {one.tensor: one.scale for one in quantized.encodings() if one.layer in sites}
+    parts = ("input", "key", "value", "softmax")
+    assert list(scales) == [f"{site}.{part}" for site in sites for part in parts]
+    assert len({float(scale) for scale in scales.values() if scale is not None}) >= 7
+    formats = {one.tensor: one.format for one in quantized.encodings()}
+    assert formats[f"{sites[0]}.softmax"] == "uint8"
+    quantized.save(tmp_path)
+    loaded = quantizer.restore(model, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(batches[0]), quantized(batches[0]))
+        for entry in quantized.plan.quantized:
+            quantized.set_enabled(entry.name, False)
+        torch.testing.assert_close(quantized(batches[0]), model(batches[0]))
+
+
+def test_modes_agree(model: nn.Module, batches: list[Tensor]) -> None:
+    outputs = [
+        _quantizer(attention={"mode": mode}).quantize(model, batches)(batches[0])
+        for mode in ("functional", "fx")
+    ]
+    assert torch.equal(*outputs)
+
+
+def test_a_rule_leaves_a_call_float(model: nn.Module, batches: list[Tensor]) -> None:
+    quantizer = _quantizer(attention={}, rules=[{"name": "2.sdpa", "skip": True}])
+    plan = quantizer.quantize(model, batches).plan
+    assert [entry.name for entry in plan.quantized if entry.op == "attention"] == ["0.sdpa"]
+
+
+def test_transformers_models() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = [{"input_ids": torch.arange(12).reshape(2, 6) % 32}]
+    fields = {"merge_layernorm": True, "rotation": {"sdpa_regions": True}, "algorithm": "gptq"}
+    for more in ({}, fields):
+        quantized = _quantizer(attention={}, **more).quantize(model, tokens)
+        sites = [entry.name for entry in quantized.plan.quantized if entry.op == "attention"]
+        assert sites == [f"model.layers.{at}.self_attn.sdpa" for at in range(2)]
+        logits = quantized(**tokens[0]).logits
+        assert not torch.equal(logits, model(**tokens[0]).logits)
+        torch.testing.assert_close(logits, model(**tokens[0]).logits, atol=0.02, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spec": "int8/token/dynamic/sym"}, "write int8/tensor"),
+        ({"spec": "uint8/sym"}, "write int8, and softmax is unsigned all the same"),
+        ({"spec": "nvfp4"}, "attention.spec: brevitas cannot do nvfp4"),
+    ],
+)
+def test_refused_specs(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _quantizer(attention=fields)
+    assert words in str(caught.value)
+
+
+def test_refused_without_attention(batches: list[Tensor]) -> None:
+    with pytest.raises(QuantizationError, match="never calls scaled_dot_product_attention"):
+        _quantizer(attention={}).quantize(nn.Linear(8, 8), batches)
