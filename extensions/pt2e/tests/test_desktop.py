@@ -145,7 +145,7 @@ def test_inductor_compiles(
     assert programs == ["int8 compiled", "float compiled", "float eager"]
     assert float(told["tables"][1]["rows"][0][3]) > 30
     assert told["facts"]["program with layers as outputs"].startswith(("same outputs", "outputs "))
-    assert {"block1.add", "expand"} <= {row[0] for row in told["tables"][-1]["rows"]}
+    assert {"block1.add", "block2.add"} <= {row[0] for row in told["tables"][-1]["rows"]}
     assert told["metrics"]["float compiled ms"] > 0
     assert told["metrics"]["speedup over float compiled"] > 0
 
