@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -227,11 +228,19 @@ def _quantizer(entry: PlanEntry, config: BrevitasConfig) -> Any:
     )
 
 
-def inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where a factor or a rotation was put before it, or a branch beside it."""
+def _wrappers() -> tuple[Any, Any]:
+    """Brevitas's modules that multiply, or rotate, what a layer receives."""
+    # Imported first of all of Brevitas, the module of these two would import itself in turn.
+    importlib.import_module("brevitas.graph")
     from brevitas.nn.equalized_layer import EqualizedModule, RotatedModule
 
-    while isinstance(module, EqualizedModule | RotatedModule | LowRankBranch):
+    return EqualizedModule, RotatedModule
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """The layer itself, where a factor or a rotation was put before it, or a branch beside it."""
+    factor, rotation = _wrappers()
+    while isinstance(module, factor | rotation | LowRankBranch):
         module = module.layer
     return module
 
@@ -246,13 +255,12 @@ def path_of(model: nn.Module, name: str) -> str:
 
 def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
     """The shapes in which factors of activation equalization meet inputs, by layer."""
-    from brevitas.nn.equalized_layer import EqualizedModule
-
+    factor, _ = _wrappers()
     found = {}
     for entry in plan.quantized:
         module, layer = model.get_submodule(entry.name), inner(model.get_submodule(entry.name))
         while module is not layer:
-            if isinstance(module, EqualizedModule):
+            if isinstance(module, factor):
                 found[entry.name] = list(module.scale.runtime_shape)
             module = module.get_submodule(_WRAPPED)
     return found
@@ -277,13 +285,13 @@ def rounded(weight: torch.Tensor, entry: PlanEntry, config: BrevitasConfig) -> t
 
 def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
     """Put a factor, one for now, before each of these layers."""
-    from brevitas.nn.equalized_layer import EqualizedModule
     from brevitas.nn.quant_scale_bias import ScaleBias
 
+    wrapper, _ = _wrappers()
     for name, shape in shapes.items():
         factor = ScaleBias(prod(shape), bias=False, runtime_shape=tuple(shape))
         path = path_of(model, name)
-        model.set_submodule(path, EqualizedModule(factor, model.get_submodule(path)))
+        model.set_submodule(path, wrapper(factor, model.get_submodule(path)))
 
 
 def keep_float_weights(layers: Mapping[str, Any]) -> None:

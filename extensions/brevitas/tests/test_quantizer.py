@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,14 @@ def test_static_and_block_inputs_mix(tiny: nn.Module, batches: list[Tensor]) -> 
     assert dynamic == {"conv", "fc"}
     with torch.no_grad():
         assert torch.isfinite(quantized(batches[0])).all()
+
+
+def test_brevitas_may_be_imported_by_us_first() -> None:
+    script = (
+        "import torch; from quark_brevitas.preparation import inner;"
+        "layer = torch.nn.Linear(1, 1); assert inner(layer) is layer"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
