@@ -14,8 +14,9 @@ def report_file(written: Path) -> Path:
     """Where an export may say something of itself, for the run's report.
 
     ``report.json`` in the folder it wrote, or ``NAME.report.json`` beside the file. All of it is
-    optional: ``title``; ``facts``, texts by name; ``metrics``, numbers by name; ``tables``, each
-    with ``title``, ``columns`` and ``rows`` of texts.
+    optional: ``title``; ``facts``, texts by name; ``tables``, each with ``title``, ``columns`` and
+    ``rows`` of texts; ``metrics``, numbers by name for exports.json, shown where there are no
+    facts and tables.
     """
     if written.is_dir():
         return written / "report.json"

@@ -145,12 +145,10 @@ def _export_reports(folder: Path) -> list[Path]:
 def _export(file: Path) -> dict[str, Any]:
     found = read_json(file)
     own = file.parent.name if file.name == "report.json" else file.name.split(".")[0]
-    numbers = {name: f"{float(value):.6g}" for name, value in found.get("metrics", {}).items()}
-    return {
-        "title": found.get("title", own),
-        "facts": {**numbers, **found.get("facts", {})},
-        "tables": found.get("tables", []),
-    }
+    facts, tables = found.get("facts", {}), found.get("tables", [])
+    if not facts and not tables:
+        facts = {name: f"{float(value):.6g}" for name, value in found.get("metrics", {}).items()}
+    return {"title": found.get("title", own), "facts": facts, "tables": tables}
 
 
 def _optional(file: Path) -> dict[str, Any]:

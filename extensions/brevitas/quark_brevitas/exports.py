@@ -67,12 +67,13 @@ def export(name: str, module: nn.Module, plan: Plan, example: Batch | None, path
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    about: dict[str, Any] = {"title": name, "metrics": metrics}
+    facts = {"signal to noise against the module": f"{metrics['sqnr_db']:.1f} dB"}
     if metrics.get("fused_sqnr_db", _PERFECT) < _ENOUGH:
-        about["facts"] = {
-            "fused kernels": "onnxruntime's fused integer kernels differ on this processor; set "
-            "the session option session.disable_quant_qdq to 1 for the module's own numbers"
-        }
+        facts["with onnxruntime's fused integer kernels"] = (
+            f"{metrics['fused_sqnr_db']:.1f} dB on this processor; the session option "
+            "session.disable_quant_qdq: 1 gives the module's own numbers"
+        )
+    about = {"title": name, "metrics": metrics, "facts": facts}
     text = json.dumps(about, indent=1) + "\n"
     report_file(target).write_text(text, encoding="utf-8")
     return target

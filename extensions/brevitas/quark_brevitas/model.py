@@ -133,13 +133,20 @@ class BrevitasModel(QuantizedModel):
         """Packed bytes of the tensors left after folding BatchNorm."""
         # Layers behind factors, rotations and branches count under the float model's names.
         names = {path_of(self.module, entry.name): entry.name for entry in self.plan.quantized}
-        tensors = {}
+        encodings = self.encodings()
+        coded = {encoding.tensor for encoding in encodings}
+        tensors, seen = {}, set()
         for path, tensor in self.module.state_dict().items():
-            if not any(part.endswith("_quant") for part in path.split(".")):
-                owner, _, last = path.rpartition(".")
-                name = f"{names.get(owner, owner)}.{last}" if owner else last
+            owner, _, last = path.rpartition(".")
+            name = f"{names.get(owner, owner)}.{last}" if owner else last
+            place = (tensor.data_ptr(), tensor.shape)
+            # A tied weight is stored once, or once more as codes.
+            tied = name not in coded and tensor.numel() > 0 and place in seen
+            if not tied and not any(part.endswith("_quant") for part in path.split(".")):
                 tensors[name] = (tuple(tensor.shape), tensor.element_size())
-        return packed_sizes(tensors, self.encodings())
+                if name not in coded:
+                    seen.add(place)
+        return packed_sizes(tensors, encodings)
 
     def save(self, directory: Path) -> None:
         """Write the state as safetensors, and what it was made with as JSON."""

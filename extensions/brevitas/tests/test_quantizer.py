@@ -355,3 +355,16 @@ def test_brevitas_may_be_imported_by_us_first() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("rules", "times"), [([{"name": "out", "skip": True}], 1), ([], 2)])
+def test_a_tied_weight_is_stored_once_or_once_more_as_codes(rules: list[Any], times: int) -> None:
+    model = nn.Sequential()
+    model.add_module("embed", nn.Embedding(32, 16))
+    model.add_module("fc", nn.Linear(16, 16))
+    model.add_module("out", nn.Linear(16, 32, bias=False))
+    model.get_submodule("out").weight = model.get_submodule("embed").weight
+    quantized = _quantizer(weight="int8/tensor", rules=rules).quantize(model)
+    storage = quantized.storage()
+    assert storage["embed.weight"] == 32 * 16 * 4
+    assert ("out.weight" in storage) == (times == 2)
