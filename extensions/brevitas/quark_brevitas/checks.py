@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quark_brevitas.options import LearnedRound
 from quark_core.support import misfit
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from quark_brevitas.config import BrevitasConfig
     from quark_core.config import QuantizationConfig
-    from quark_core.spec import LayerRule
+    from quark_core.spec import LayerRule, TensorSpec
 
 
 def inputs(
@@ -127,3 +128,63 @@ def rotation(config: BrevitasConfig, weights: bool) -> None:
             "rotation: fx cannot see through rotations at run time: write mode: fx without "
             "online, or backend: layerwise"
         )
+
+
+def awq(config: BrevitasConfig, weights: bool) -> None:
+    """Refuse factors where they have no weights, or no place."""
+    if config.awq is None:
+        return
+    if not weights:
+        raise ValueError("awq: no weight is quantized: give weight, such as int4/group:64")
+    if config.activation_equalization is not None:
+        raise ValueError(
+            "awq and activation_equalization both scale input channels: leave one of them out"
+        )
+    if config.backend == "fx":
+        raise ValueError(
+            "awq: fx cannot see through the factors before layers: write backend: layerwise"
+        )
+
+
+def low_rank(config: BrevitasConfig, weights: bool) -> None:
+    """Refuse float branches where they have no weights, or no place."""
+    if config.low_rank is None:
+        return
+    if not weights:
+        raise ValueError("low_rank: no weight is quantized: give weight, such as int4/group:64")
+    if config.backend == "fx":
+        raise ValueError(
+            "low_rank: fx would quantize the float branch's sums: write backend: layerwise"
+        )
+    if config.bias_correction:
+        raise ValueError(
+            "low_rank: Brevitas corrects a bias for a layer's own output, without the branch "
+            "beside it: write bias_correction: false"
+        )
+
+
+def learned_round(config: BrevitasConfig, weights: Sequence[tuple[str, TensorSpec]]) -> None:
+    """Refuse blocks and scales that cannot learn."""
+    options = config.algorithm
+    if not isinstance(options, LearnedRound):
+        return
+    if options.blocks is not None and config.backend == "fx":
+        raise ValueError(
+            "algorithm.blocks: a traced graph has no blocks left: write backend: layerwise, or "
+            "leave blocks out"
+        )
+    if not options.learn_scale:
+        return
+    if config.hqo:
+        raise ValueError("algorithm.learn_scale: hqo fixes scales: leave one of them out")
+    for place, spec in weights:
+        if spec.symmetric is False:
+            raise ValueError(
+                f"{place}weight: the zero points of {spec} hang on its scales: write sym, or "
+                "algorithm.learn_scale: false"
+            )
+        if spec.scale not in (None, "float32"):
+            raise ValueError(
+                f"{place}weight: {spec.scale} scales cannot move a little: write a format with "
+                "float32 scales, or algorithm.learn_scale: false"
+            )

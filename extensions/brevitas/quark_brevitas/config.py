@@ -272,6 +272,9 @@ class BrevitasConfig(QuantizationConfig):
                 raise ValueError(f"{place}weight: {problem}")
         self._check_accumulator()
         self._check_passes(bool(weights))
+        checks.awq(self, bool(weights))
+        checks.low_rank(self, bool(weights))
+        checks.learned_round(self, weights)
         checks.rotation(self, bool(weights))
         checks.attention(self)
         checks.inputs(self, self._places())
@@ -289,27 +292,6 @@ class BrevitasConfig(QuantizationConfig):
             raise ValueError(
                 f"{given or 'activation_equalization'} works on weights that are quantized: give "
                 "weight a spec, such as int8/channel"
-            )
-        if self.awq is not None and not weights:
-            raise ValueError("awq: no weight is quantized: give weight, such as int4/group:64")
-        if self.awq is not None and equalization is not None:
-            raise ValueError(
-                "awq and activation_equalization both scale input channels: leave one of them out"
-            )
-        if self.awq is not None and self.backend == "fx":
-            raise ValueError(
-                "awq: fx cannot see through the factors before layers: write backend: layerwise"
-            )
-        if self.low_rank is not None and not weights:
-            raise ValueError("low_rank: no weight is quantized: give weight, such as int4/group:64")
-        if self.low_rank is not None and self.backend == "fx":
-            raise ValueError(
-                "low_rank: fx would quantize the float branch's sums: write backend: layerwise"
-            )
-        if self.low_rank is not None and self.bias_correction:
-            raise ValueError(
-                "low_rank: Brevitas corrects a bias for a layer's own output, without the branch "
-                "beside it: write bias_correction: false"
             )
         if self.calibrate_bn and self.merge_bn:
             raise ValueError(

@@ -10,7 +10,7 @@ from torch import nn
 
 from quark_brevitas import preparation
 from quark_brevitas.config import BrevitasConfig
-from quark_brevitas.options import accumulator_of
+from quark_brevitas.options import LearnedRound, accumulator_of
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
 
@@ -20,6 +20,7 @@ _HQO_STEPS = 1000
 _HQO_SECONDS_A_STEP = 2e-3
 _HQO_SECONDS_AN_ELEMENT = 2e-8
 _WORTH_A_WARNING = 10.0
+_HOLDERS = (nn.ModuleList, nn.Sequential)
 
 
 def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConfig) -> None:
@@ -46,6 +47,8 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave rotation out",
         )
+    if isinstance(config.algorithm, LearnedRound) and config.algorithm.blocks is not None:
+        _require_blocks(model, planned, config.algorithm.blocks)
     if config.awq is not None and all(entry.op != "linear" for entry in planned):
         raise QuantizationError(
             "awq is for Linear layers, and none is quantized", where="plan", fix="Leave awq out"
@@ -58,6 +61,22 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             "convolutions are quantized",
             where="plan",
             fix="Leave algorithm out",
+        )
+
+
+def _require_blocks(model: nn.Module, planned: Iterable[PlanEntry], name: str) -> None:
+    if name not in dict(model.named_modules()):
+        near = [path for path, module in model.named_modules() if isinstance(module, _HOLDERS)]
+        raise QuantizationError(
+            "the model has no such module",
+            where=f"algorithm.blocks: {name}",
+            fix=f"Modules that hold others in a row: {', '.join(filter(None, near)) or 'none'}",
+        )
+    if not any(entry.name.startswith(f"{name}.") for entry in planned):
+        raise QuantizationError(
+            "no layer in these blocks is quantized",
+            where=f"algorithm.blocks: {name}",
+            fix="Name the module that holds the blocks, such as model.layers",
         )
 
 

@@ -66,15 +66,26 @@ class Qronos(FrozenModel):
 
 
 class LearnedRound(FrozenModel):
-    """Learn for each weight whether to round it up or down, layer by layer."""
+    """Learn for each weight whether to round it up or down, layer by layer or block by block."""
 
     name: Literal["learned_round"] = "learned_round"
     function: Literal["hard_sigmoid", "sigmoid", "identity"] = Field(
         default="hard_sigmoid", description="What turns the learned numbers into roundings."
     )
-    iterations: int = Field(default=1000, ge=1, description="Steps of the optimizer for a layer.")
+    blocks: str | None = Field(
+        default=None,
+        description="Name of the module whose children learn as wholes, such as model.layers; "
+        "layers elsewhere keep nearest codes. Null is layer by layer.",
+    )
+    iterations: int = Field(
+        default=1000, ge=1, description="Steps of the optimizer for a layer or block."
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="Of Adam.")
-    batch_size: int = Field(default=8, ge=1, description="Samples in one step.")
+    learn_scale: bool = Field(default=False, description="Learn scales beside roundings.")
+    scale_learning_rate: float = Field(default=1e-4, gt=0, description="Of the scales.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Samples in one step; with blocks a step has one batch."
+    )
 
 
 class ActivationEqualization(FrozenModel):

@@ -181,6 +181,7 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
 
 def _algorithm(config: BrevitasConfig) -> Run:
     def run(prepared: Prepared) -> Iterator[str]:
+        from quark_brevitas.algorithms.learned_block import BlockLearning
         from quark_brevitas.algorithms.learned_round import Learning
         from quark_brevitas.algorithms.rounding import Rounding
         from quark_brevitas.algorithms.stock import Stock
@@ -190,7 +191,11 @@ def _algorithm(config: BrevitasConfig) -> Run:
         assert prepared.example is not None
         entries = {name: prepared.plan[name] for name in layers}
         work: Any
-        if isinstance(options, LearnedRound):
+        if isinstance(options, LearnedRound) and options.blocks is not None:
+            work = BlockLearning(
+                prepared.module, layers, entries, options, config.seed, prepared.partial
+            )
+        elif isinstance(options, LearnedRound):
             work = Learning(
                 prepared.module,
                 layers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from quark_brevitas.quantizer import BrevitasQuantizer
 from torch import Tensor, nn
 
 from quark_core.batch import Batch
-from quark_core.errors import QuantizationError
+from quark_core.errors import ConfigError, QuantizationError
 
 
 def _quantizer(**fields: Any) -> BrevitasQuantizer:
@@ -120,6 +121,7 @@ ALGORITHMS: list[Any] = [
     {"name": "learned_round", "iterations": 400, "learning_rate": 0.01},
     {"name": "learned_round", "iterations": 400, "learning_rate": 0.01, "function": "sigmoid"},
     {"name": "learned_round", "iterations": 800, "learning_rate": 0.005, "function": "identity"},
+    {"name": "learned_round", "iterations": 400, "learning_rate": 0.01, "blocks": "blocks"},
 ]
 
 
@@ -397,3 +399,67 @@ def test_algorithms_of_two_streams_help_without_quantized_inputs(name: str, weig
             quantizer = _quantizer(weight=weight, algorithm=algorithm)
             errors[algorithm] += _error(model, quantizer.quantize(model, data), data)
     assert errors[name] < 0.7 * errors[None]
+
+
+LEARNED = {"name": "learned_round", "learning_rate": 0.01, "scale_learning_rate": 3e-3}
+
+
+@pytest.mark.parametrize("more", [{}, {"blocks": "blocks"}])
+def test_learned_scales_bring_more(
+    blocks: nn.Module, correlated: list[Batch], more: dict[str, Any]
+) -> None:
+    errors = {}
+    for learn_scale in (False, True):
+        options = {**LEARNED, "iterations": 300, "learn_scale": learn_scale, **more}
+        quantizer = _quantizer(weight="int3/tensor", input="int8", algorithm=options)
+        errors[learn_scale] = _error(blocks, quantizer.quantize(blocks, correlated), correlated)
+    assert errors[True] < errors[False]
+
+
+@pytest.mark.parametrize("more", [{}, {"blocks": "blocks"}])
+@pytest.mark.parametrize("weight", ["int3", "int3/tensor", "int3/group:8", "fp4_e2m1"])
+def test_learned_scales_are_the_models_own(
+    blocks: nn.Module, correlated: list[Batch], weight: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**LEARNED, "iterations": 30, "learn_scale": True, **more}
+    fields = {"weight": weight, "input": "int8"}
+    plain = _quantizer(**fields).quantize(blocks, correlated)
+    quantizer = _quantizer(**fields, algorithm=options)
+    learned = quantizer.quantize(blocks, correlated)
+    scales = {e.tensor: e.scale for e in plain.encodings() if e.role == "weight"}
+    for encoding in learned.encodings():
+        if encoding.role == "weight" and encoding.layer.startswith("blocks"):
+            assert encoding.scale is not None
+            assert not torch.equal(encoding.scale, scales[encoding.tensor])
+            layer: Any = learned.layer(encoding.layer)
+            torch.testing.assert_close(layer.weight, layer.quant_weight().value)
+    learned.save(tmp_path)
+    loaded = quantizer.restore(blocks, tmp_path)
+    assert _error(blocks, loaded, correlated) == _error(blocks, learned, correlated)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"algorithm": {"blocks": "blocks"}, "backend": "fx"}, "backend: layerwise"),
+        ({"algorithm": {"learn_scale": True}, "weight": "int4/asym"}, "write sym"),
+        ({"algorithm": {"learn_scale": True}, "weight": "mxfp4"}, "float32 scales"),
+        ({"algorithm": {"learn_scale": True}, "weight": "int4", "hqo": True}, "hqo fixes scales"),
+    ],
+)
+def test_learning_that_cannot_be_is_refused(fields: dict[str, Any], text: str) -> None:
+    algorithm = {"name": "learned_round", **fields.pop("algorithm")}
+    with pytest.raises(ConfigError, match=text):
+        _quantizer(**{"weight": "int4", **fields}, algorithm=algorithm)
+
+
+def test_blocks_are_named(blocks: nn.Module) -> None:
+    def plan(name: str) -> None:
+        options = {"name": "learned_round", "blocks": name}
+        _quantizer(weight="int4", algorithm=options).plan(blocks)
+
+    plan("blocks")
+    with pytest.raises(QuantizationError, match="no such module.*blocks"):
+        plan("layers")
+    with pytest.raises(QuantizationError, match="no layer in these blocks"):
+        plan("blocks.0.left")

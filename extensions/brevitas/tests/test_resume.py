@@ -24,6 +24,15 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "gpfq": {"algorithm": "gpfq"},
     "qronos": {"algorithm": "qronos", "input": "int8"},
     "learned_round": {"algorithm": {"name": "learned_round", "iterations": 20}, "input": "int8"},
+    "blocks": {
+        "algorithm": {
+            "name": "learned_round",
+            "iterations": 20,
+            "blocks": "blocks",
+            "learn_scale": True,
+        },
+        "input": "int8",
+    },
     "magr": {"magr": {"steps": 5}, "algorithm": "gptq"},
 }
 

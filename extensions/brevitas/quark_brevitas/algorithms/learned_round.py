@@ -7,7 +7,7 @@ written into the weight, which then lies on its grid: nothing of it remains in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -15,8 +15,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from quark_brevitas.algorithms.choices import Choice, fit
 from quark_brevitas.algorithms.columns import plain
-from quark_brevitas.algorithms.grid import Grid
 from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.rounding import FLOAT, QUANTIZED, FloatMode
 from quark_brevitas.algorithms.walk import Step, Walk
@@ -25,12 +25,6 @@ from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
 from quark_core.partial import Partial
 from quark_core.plan import PlanEntry
-
-_ZETA, _GAMMA = 1.1, -0.1
-"""The sigmoid is stretched to this range, so that 0 and 1 are reached (paper, equation 23)."""
-_PENALTY = 0.01
-_WARMUP = 0.2
-_SHARPEST, _SOFTEST = 2.0, 20.0
 
 
 class Learning:
@@ -57,7 +51,8 @@ class Learning:
         partial: Partial | None = None,
     ) -> None:
         self._model, self._layers, self._entries, self._options = model, layers, entries, options
-        self._seed, self._kept = seed, Kept(partial or Partial(), options.name)
+        self._seed = seed
+        self._kept = Kept(partial or Partial(), options.name, scales=options.learn_scale)
         self._float = FloatMode(model)
         keep_float_weights(layers)
         self._walk = Walk(model, layers, dict.fromkeys(layers, ""), example)
@@ -98,22 +93,17 @@ class Learning:
     def _learn(self, name: str) -> None:
         layer, spec = self._layers[name], self._entries[name].weight
         assert spec is not None
-        shape = layer.weight.shape
-        grid = Grid.of(layer, spec)
-        counts, steps = grid.units(layer.weight.detach().float().reshape(shape[0], -1))
-        choice = _Choice(self._options.function, counts)
+        choice = Choice(layer, spec, self._options)
         x, wanted = torch.cat(self._received), torch.cat(self._wanted[name])
         with torch.no_grad():
             x = plain(layer.input_quant(x))
 
-        def forward(rows: Tensor) -> Tensor:
-            weight = grid.clamp(choice.soft(), steps).reshape(shape).to(x.dtype)
-            out: Tensor = layer.inner_forward_impl(x[rows], weight, layer.bias)
-            return out
+        def error(rows: Tensor) -> Tensor:
+            out: Tensor = layer.inner_forward_impl(x[rows], choice.weight().to(x.dtype), layer.bias)
+            return (out - wanted[rows]).square().sum(1).mean()
 
-        with torch.enable_grad():
-            _fit(choice, forward, wanted, self._samples(name, len(x)), self._options)
-        layer.weight.data.copy_(grid.clamp(choice.hard(), steps).reshape(shape))
+        fit([choice], error, self._samples(name, len(x)), self._options)
+        choice.settle()
 
     def _samples(self, name: str, count: int) -> Iterator[Tensor]:
         """Rows for each step, the same for a layer whatever was learned before it."""
@@ -121,60 +111,3 @@ class Learning:
         size = min(self._options.batch_size, count)
         for _ in range(self._options.iterations):
             yield torch.randint(count, (size,), generator=generator)
-
-
-class _Choice:
-    """One learned number a weight, and the rounding that it stands for."""
-
-    def __init__(self, function: str, counts: Tensor) -> None:
-        self._function, self._counts, self._floor = function, counts, counts.floor()
-        if function == "identity":
-            start = torch.zeros_like(counts)
-        else:
-            share = (counts - self._floor - _GAMMA) / (_ZETA - _GAMMA)
-            start = torch.logit(share if function == "hard_sigmoid" else counts - self._floor, 1e-4)
-        self.value = start.requires_grad_()
-
-    def soft(self) -> Tensor:
-        """Counts between the two roundings, through which gradients flow."""
-        if self._function == "identity":
-            moved = self._counts + self.value.clamp(-0.5, 0.5)
-            return moved + (moved.round() - moved).detach()
-        return self._floor + self._share()
-
-    def hard(self) -> Tensor:
-        """Whole counts."""
-        if self._function == "identity":
-            return (self._counts + self.value.detach().clamp(-0.5, 0.5)).round()
-        return self._floor + (self._share() > 0.5)
-
-    def penalty(self, sharpness: float) -> Tensor:
-        """Largest where a weight is undecided."""
-        if self._function == "identity":
-            return self.value.sum() * 0
-        return (1 - (2 * self._share() - 1).abs().pow(sharpness)).sum()
-
-    def _share(self) -> Tensor:
-        share = torch.sigmoid(self.value)
-        if self._function == "hard_sigmoid":
-            return (share * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
-        return share
-
-
-def _fit(
-    choice: _Choice,
-    forward: Callable[[Tensor], Tensor],
-    wanted: Tensor,
-    samples: Iterator[Tensor],
-    options: LearnedRound,
-) -> None:
-    optimizer = torch.optim.Adam([choice.value], lr=options.learning_rate)
-    for iteration, rows in enumerate(samples):
-        error = (forward(rows) - wanted[rows]).square().sum(1).mean()
-        past = iteration / options.iterations - _WARMUP
-        if past > 0:
-            cooling = _SOFTEST + (_SHARPEST - _SOFTEST) * past / (1 - _WARMUP)
-            error = error + _PENALTY * choice.penalty(cooling)
-        optimizer.zero_grad()
-        error.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
