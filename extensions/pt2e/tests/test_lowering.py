@@ -189,7 +189,8 @@ def test_onnx_runs_and_agrees(
     assert (tmp_path / "onnx" / "model.onnx").stat().st_size == told["metrics"]["bytes"]
     assert "QuantizeLinear" in told["facts"]["operations"]
     assert told["metrics"]["samples compared"] == 16
-    assert told["metrics"]["sqnr onnxruntime against fake-quant dB"] > 30
+    if told["metrics"]["equal output codes"] < 1:
+        assert told["metrics"]["sqnr onnxruntime against fake-quant dB"] > 30
 
 
 def test_figures_of_parts() -> None:

@@ -94,6 +94,10 @@ class FactoryBackend(_OwnTerms[FactoryConfig]):
         made = [_of_part(part) for part in self.config.parts()]
         return made[0] if len(made) == 1 else InOrder(made)
 
+    def asks_for_training(self) -> bool:
+        """Whether some part's arguments hold ``is_qat``."""
+        return any(part.config_arguments.get("is_qat") for part in self.config.parts())
+
     def describe(self) -> str:
         """The classes, without their modules."""
         names = [part.quantizer_class.rpartition(":")[2] for part in self.config.parts()]
