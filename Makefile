@@ -24,9 +24,9 @@ demo-llm: $(VENV)/.llm ## Quantize SmolLM2-135M to four formats and compare them
 # PT2E's golden scales are compared to the last bit of float sums, whose order depends on what a
 # process has done before: its tests have processes of their own.
 test: $(VENV)/.test $(VENV)/.llm $(VENV)/.ethosu ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report= \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 --cov --cov-report= \
 	  tests extensions/native/tests extensions/brevitas/tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-append \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 --cov --cov-append \
 	  --cov-report=term:skip-covered extensions/pt2e/tests
 
 lint: $(VENV)/.lint ## Check style, types and layers
