@@ -134,7 +134,7 @@ def test_outputs_are_closer_than_with_nearest_codes(
     nearest = _quantizer(**fields).quantize(blocks, correlated)
     chosen = _quantizer(**fields, algorithm=algorithm).quantize(blocks, correlated)
     assert _error(blocks, chosen, correlated) < 0.8 * _error(blocks, nearest, correlated)
-    within = algorithm["blocks"] if "blocks" in algorithm else ""
+    within = "blocks" if isinstance(algorithm, dict) and "blocks" in algorithm else ""
     for entry in chosen.plan.quantized:
         if entry.name.startswith(within):
             layer: Any = chosen.layer(entry.name)
