@@ -6,7 +6,8 @@ import copy
 import importlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -89,6 +90,30 @@ def folded_into(model: nn.Module) -> dict[str, str | None]:
         if len(node.users) == len(users) == 1 and has_batch_norm(modules[users[0].target]):
             found[node.target] = users[0].target
     return found
+
+
+def untie(model: nn.Module, names: Iterable[str] | None = None) -> None:
+    """Give layers weights of their own where they share them with other modules.
+
+    An embedding and the output layer that shares its weight must not change together.
+
+    Args:
+        model: Changed in place.
+        names: The layers to untie; None for all.
+    """
+    wanted = None if names is None else {id(model.get_submodule(name)) for name in names}
+    owners = Counter(
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    )
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or owners[id(weight)] < 2:
+            continue
+        if wanted is None or id(module) in wanted:
+            owners[id(weight)] -= 1
+            module.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
 
 def preprocess(model: nn.Module, config: BrevitasConfig) -> nn.Module:

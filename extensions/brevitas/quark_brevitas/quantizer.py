@@ -78,6 +78,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         counterparts: dict[str, str | None] = {}
         if self._splits(model):
             counterparts = dict.fromkeys(multihead.split_all(model))
+        preparation.untie(model, [entry.name for entry in plan.quantized if entry.weight])
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.graphs import GraphView, is_traced, plain_norms, record
 from quark_brevitas.options import Rotation
+from quark_brevitas.preparation import untie
 from quark_core.batch import Batch, main_output
 from quark_core.errors import QuantizationError
 
@@ -50,7 +51,7 @@ def transform(
     """
     before = _output(model, example)
     if works_on_graph(config):
-        _untie(model)
+        untie(model)
         with plain_norms(model):
             view = view_of(model, example)
             if config.merge_layernorm:
@@ -288,18 +289,6 @@ def _freeze(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, RotatedModule) and module.had_mat is not None:
             module.had_mat.requires_grad_(False)
-
-
-def _untie(model: nn.Module) -> None:
-    """Give each layer its own weight: an embedding and an output layer change differently."""
-    seen: set[int] = set()
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            continue
-        if id(weight) in seen:
-            module.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-        seen.add(id(module.weight))
 
 
 def _output(model: nn.Module, example: Batch | None) -> Tensor | None:

@@ -456,6 +456,17 @@ def test_learning_that_cannot_be_is_refused(fields: dict[str, Any], text: str) -
         _quantizer(**{"weight": "int4", **fields}, algorithm=algorithm)
 
 
+def test_layers_of_a_block_that_no_sample_calls_keep_nearest_codes(
+    blocks: nn.Module, correlated: list[Batch]
+) -> None:
+    blocks.get_submodule("blocks.0").add_module("expert", nn.Linear(24, 24))
+    options = {"name": "learned_round", "iterations": 20, "blocks": "blocks"}
+    quantized = _quantizer(algorithm=options).quantize(blocks, correlated)
+    nearest = _quantizer().quantize(blocks, correlated)
+    layers: list[Any] = [model.layer("blocks.0.expert") for model in (quantized, nearest)]
+    assert torch.equal(layers[0].quant_weight().value, layers[1].quant_weight().value)
+
+
 def test_blocks_are_named(blocks: nn.Module) -> None:
     def plan(name: str) -> None:
         options = {"name": "learned_round", "blocks": name}

@@ -357,14 +357,38 @@ def test_brevitas_may_be_imported_by_us_first() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("rules", "times"), [([{"name": "out", "skip": True}], 1), ([], 2)])
-def test_a_tied_weight_is_stored_once_or_once_more_as_codes(rules: list[Any], times: int) -> None:
+def _tied() -> nn.Module:
+    """A network whose output layer shares its weight with the embedding."""
+    torch.manual_seed(5)
     model = nn.Sequential()
     model.add_module("embed", nn.Embedding(32, 16))
     model.add_module("fc", nn.Linear(16, 16))
+    model.add_module("relu", nn.ReLU())
     model.add_module("out", nn.Linear(16, 32, bias=False))
     model.get_submodule("out").weight = model.get_submodule("embed").weight
-    quantized = _quantizer(weight="int8/tensor", rules=rules).quantize(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "gpfq", "qronos", "learned_round", None])
+@pytest.mark.parametrize("more", [{}, {"magr": {"steps": 5}}, {"equalize_iterations": 5}])
+def test_an_embedding_stays_when_the_layer_tied_to_it_changes(
+    algorithm: str | None, more: dict[str, Any], tmp_path: Path
+) -> None:
+    model, tokens = _tied(), [torch.arange(32).reshape(4, 8)]
+    given: Any = {"name": algorithm, "iterations": 5} if algorithm == "learned_round" else algorithm
+    quantizer = _quantizer(weight="int3", algorithm=given, **more)
+    quantized = quantizer.quantize(model, tokens)
+    embedding = quantized.module.get_submodule("embed")
+    assert torch.equal(embedding(tokens[0]), model.get_submodule("embed")(tokens[0]))
+    quantized.save(tmp_path)
+    with torch.no_grad():
+        found = quantizer.restore(model, tmp_path)(tokens[0])
+        assert torch.equal(found, quantized(tokens[0]))
+
+
+@pytest.mark.parametrize(("rules", "times"), [([{"name": "out", "skip": True}], 1), ([], 2)])
+def test_a_tied_weight_is_stored_once_or_once_more_as_codes(rules: list[Any], times: int) -> None:
+    quantized = _quantizer(weight="int8/tensor", rules=rules).quantize(_tied())
     storage = quantized.storage()
     assert storage["embed.weight"] == 32 * 16 * 4
     assert ("out.weight" in storage) == (times == 2)

@@ -131,7 +131,11 @@ def fit(
                 cooling = _SOFTEST + (_SHARPEST - _SOFTEST) * past / (1 - _WARMUP)
                 for choice in choices:
                     loss = loss + _PENALTY * choice.penalty(cooling)
-            # Only what is learned gets gradients: those of the model's own would pile up.
-            for tensor, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
+            if not loss.requires_grad:
+                continue  # no layer that learns was called on this sample
+            # Only what is learned gets gradients: those of the model's own would pile up. Layers
+            # that this sample did not call, as other experts', get none.
+            gradients = torch.autograd.grad(loss, learned, allow_unused=True)
+            for tensor, gradient in zip(learned, gradients, strict=True):
                 tensor.grad = gradient
             optimizer.step()
