@@ -21,8 +21,8 @@ demo-llm: $(VENV)/.llm ## Quantize SmolLM2-135M to four formats and compare them
 	$(BIN)/quark compare examples/smollm2/int8.yaml examples/smollm2/w4-group128.yaml \
 	  examples/smollm2/mxfp8.yaml examples/smollm2/mxfp4.yaml --name demo-llm
 
-# PT2E's golden scales are compared to the last bit of float sums, whose order depends on what a
-# process has done before: its tests have processes of their own.
+# PT2E is compared bit for bit with direct calls of torchao and ExecuTorch, whose float sums come in an
+# order that depends on what a process has done before: its tests have processes of their own.
 test: $(VENV)/.test $(VENV)/.llm $(VENV)/.ethosu ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 --cov --cov-report= \
 	  tests extensions/native/tests extensions/brevitas/tests

@@ -47,6 +47,7 @@ class Partial:
         Raises:
             OSError: They cannot be written.
         """
+        import torch
         from safetensors.torch import save_file
 
         file = self._file(name)
@@ -54,8 +55,11 @@ class Partial:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".new")
-        own = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-        save_file({key: tensor.contiguous() for key, tensor in own.items()}, beside)
+        own = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in tensors.items()
+        }
+        save_file(own, beside)
         beside.replace(file)
 
     def _file(self, name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from quark_brevitas import attention
 from quark_brevitas.formats import is_static, largest
+from quark_brevitas.graphs import is_traced
 from quark_brevitas.preparation import inner
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
@@ -27,8 +29,8 @@ class _Numbers:
     narrow: bool = False
 
 
-def read(model: nn.Module, layer: nn.Module, entry: PlanEntry) -> list[Encoding]:
-    """The encodings of one quantized layer.
+class Reader:
+    """Reads the encodings of a model's layers.
 
     Brevitas counts asymmetric codes from zero; where the plan says a signed format they are
     reported shifted by half the range, which is the same grid. The scale of an MX integer is
@@ -37,16 +39,54 @@ def read(model: nn.Module, layer: nn.Module, entry: PlanEntry) -> list[Encoding]
 
     Args:
         model: The whole model; with fx, inputs are quantized outside the layer.
-        layer: Brevitas's layer.
-        entry: Its entry in the plan.
     """
-    if entry.op == attention.OP:
-        return _attention(layer, entry)
-    return [_encoding(model, layer, entry, role, spec) for role, spec in entry.specs.items()]
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        graph: Any = model.graph if is_traced(model) else None
+        self._calls: dict[Any, Any] = {}
+        for node in graph.nodes if graph is not None else ():
+            if node.op == "call_module":
+                self._calls.setdefault(node.target, node)
+
+    def read(self, entry: PlanEntry) -> list[Encoding]:
+        """The encodings of one quantized layer."""
+        layer: Any = inner(self._modules[entry.name])
+        if entry.op == attention.OP:
+            return _attention(layer, entry)
+        specs = entry.specs
+        found = {}
+        # One pass through a quantizer tells all; asking for each number would take one each.
+        if "weight" in specs or "bias" in specs:
+            found["weight"] = layer.quant_weight()
+        if "bias" in specs or ("input" in specs and is_static(specs["input"])):
+            found["input"] = self._input(entry.name, layer)
+        return [_encoding(layer, entry, role, spec, found) for role, spec in specs.items()]
+
+    def _input(self, name: str, layer: Any) -> Any:
+        """What the quantizer of a layer's input makes of a zero."""
+        own = getattr(layer, "input_quant", None)
+        if own is None or not own.is_quant_enabled:
+            own = self._before(name)
+        return own(torch.zeros(1, device=layer.weight.device))
+
+    def _before(self, layer: str) -> Any:
+        """The activation quantizer whose output reaches a layer of a traced graph.
+
+        Raises:
+            QuantizationError: There is none before it.
+        """
+        node = self._calls.get(layer)
+        while node is not None and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+            quantizer = getattr(self._modules.get(node.target), "act_quant", None)
+            if node.op == "call_module" and quantizer is not None:
+                return quantizer
+        raise QuantizationError("no quantizer stands before the layer", where=f"layer {layer!r}")
 
 
 def _encoding(
-    model: nn.Module, layer: Any, entry: PlanEntry, role: Role, spec: TensorSpec
+    layer: Any, entry: PlanEntry, role: Role, spec: TensorSpec, found: Mapping[str, Any]
 ) -> Encoding:
     common: dict[str, Any] = {
         "tensor": f"{entry.name}.{role}",
@@ -61,12 +101,9 @@ def _encoding(
     if role == "input" and not is_static(spec):
         return Encoding(**common, dynamic=True)
     if role == "bias":
-        weight, inputs = layer.quant_weight().scale, _upstream(model, entry).scale
-        scale = (inputs * weight).reshape(-1)
+        scale = (found["input"].scale * found["weight"].scale).reshape(-1)
         return _static(common, _Numbers(scale, torch.zeros_like(scale), signed=True), spec)
-    # One pass through the quantizer tells all; asking for each number would take one each.
-    found = layer.quant_weight() if role == "weight" else _upstream(model, entry)
-    numbers = _compact(found, spec, common["axis"])
+    numbers = _compact(found[role], spec, common["axis"])
     narrow = role == "weight" and bool(layer.weight_quant.is_narrow_range)
     return _static(common, replace(numbers, narrow=narrow), spec)
 
@@ -156,29 +193,3 @@ def _static(common: dict[str, Any], numbers: _Numbers, spec: TensorSpec) -> Enco
         min=(low + numbers.narrow - zeros) * scale,
         max=(high - zeros) * scale,
     )
-
-
-def _upstream(model: nn.Module, entry: PlanEntry) -> Any:
-    """What the quantizer of a layer's input makes of a zero; it tells scale and zero point."""
-    layer = inner(model.get_submodule(entry.name))
-    own: Any = getattr(layer, "input_quant", None)
-    if own is None or not own.is_quant_enabled:
-        own = _before(model, entry.name)
-    return own(torch.zeros(1, device=layer.get_parameter("weight").device))
-
-
-def _before(model: nn.Module, layer: str) -> Any:
-    """The activation quantizer whose output reaches a layer of a traced graph.
-
-    Raises:
-        QuantizationError: There is none before it.
-    """
-    modules = dict(model.named_modules())
-    graph: Any = model.graph
-    node = next(node for node in graph.nodes if node.op == "call_module" and node.target == layer)
-    while node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        quantizer = getattr(modules.get(node.target), "act_quant", None)
-        if node.op == "call_module" and quantizer is not None:
-            return quantizer
-    raise QuantizationError("no quantizer stands before the layer", where=f"layer {layer!r}")

@@ -159,18 +159,22 @@ def _require_fitting(plan: Plan, name: str) -> None:
                 )
 
 
-def _onnx_qcdq(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
-    from brevitas.export import export_onnx_qcdq
-
-    # The other exporter refuses quantized biases, and gains nothing otherwise.
+def _write_onnx(exporter: Callable[..., Any], module: nn.Module, call: _Call, path: Path) -> None:
+    # torch's newer exporter refuses quantized biases, and gains nothing otherwise.
     with masks():
-        export_onnx_qcdq(
+        exporter(
             call.positional(module),
             args=call.inputs,
             export_path=str(path),
             dynamo=False,
             opset_version=OPSET,
         )
+
+
+def _onnx_qcdq(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
+    from brevitas.export import export_onnx_qcdq
+
+    _write_onnx(export_onnx_qcdq, module, call, path)
     return {
         "sqnr_db": _run_onnx(path, call.inputs, fused=False),
         "fused_sqnr_db": _run_onnx(path, call.inputs, fused=True),
@@ -197,14 +201,7 @@ def _qonnx(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str,
     from brevitas.export import export_qonnx
     from onnx.reference import ReferenceEvaluator
 
-    with masks():
-        export_qonnx(
-            call.positional(module),
-            args=call.inputs,
-            export_path=str(path),
-            dynamo=False,
-            opset_version=OPSET,
-        )
+    _write_onnx(export_qonnx, module, call, path)
     model = onnx.load(str(path))
     known = {value.name for value in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in known]

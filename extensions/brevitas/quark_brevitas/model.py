@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from quark_brevitas import attention
-from quark_brevitas.encodings import read
+from quark_brevitas.encodings import Reader
 from quark_brevitas.preparation import (
     factor_shapes,
     inner,
@@ -122,12 +122,9 @@ class BrevitasModel(QuantizedModel):
 
     def encodings(self) -> list[Encoding]:
         """Scale and zero point of each quantized tensor, read from Brevitas's quantizers."""
-        found: list[Encoding] = []
         with torch.no_grad():
-            for entry in self.plan.quantized:
-                layer = inner(self.module.get_submodule(entry.name))
-                found += read(self.module, layer, entry)
-        return found
+            reader = Reader(self.module)
+            return [found for entry in self.plan.quantized for found in reader.read(entry)]
 
     def storage(self) -> dict[str, int]:
         """Packed bytes of the tensors left after folding BatchNorm."""

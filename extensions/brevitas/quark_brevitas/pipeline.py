@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from quark_brevitas import preparation
@@ -170,13 +171,27 @@ def _magr(config: BrevitasConfig) -> Run:
 def _calibrate(prepared: Prepared) -> Iterator[str]:
     from brevitas.graph.calibrate import calibration_mode
 
-    with calibration_mode(prepared.module):
-        # Dynamic inputs have nothing to observe, and groups that do not fill their axis come out
-        # of an observer with the padding still on.
+    unseen = {entry.name for entry in prepared.plan.quantized if is_static(entry.input)}
+    with calibration_mode(prepared.module), ExitStack() as hooks:
         for entry in prepared.plan.quantized:
+            layer = prepared.layer(entry.name)
+            # Dynamic inputs have nothing to observe, and groups that do not fill their axis come
+            # out of an observer with the padding still on.
             if entry.input is not None and entry.op != OP and not is_static(entry.input):
-                prepared.layer(entry.name).input_quant.disable_quant = True
+                layer.input_quant.disable_quant = True
+            seen = partial(_seen, unseen, entry.name)
+            hooks.callback(layer.register_forward_pre_hook(seen).remove)
         yield "calibrate"
+    if unseen:
+        names = ", ".join(sorted(unseen)[:5]) + ("..." if len(unseen) > 5 else "")
+        prepared.notes.append(
+            f"calibration never called {len(unseen)} layer(s), whose input scales are arbitrary: "
+            f"{names}"
+        )
+
+
+def _seen(unseen: set[str], name: str, _layer: Any, _inputs: Any) -> None:
+    unseen.discard(name)
 
 
 def _algorithm(config: BrevitasConfig) -> Run:

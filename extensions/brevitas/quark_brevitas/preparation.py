@@ -62,25 +62,30 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def trace_problem(model: nn.Module) -> str:
-    """Why the model cannot be traced, or an empty string. The model stays as it is."""
+def trace(model: nn.Module) -> Any:
+    """The graph Brevitas traces of a copy of the model.
+
+    Raises:
+        Exception: Whatever the model's own forward raises when it is traced.
+    """
     from brevitas.fx import symbolic_trace
 
-    try:
-        with quiet():
-            symbolic_trace(copy.deepcopy(model))
-    except Exception as error:  # noqa: BLE001 (tracing runs the user's forward)
-        lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
-    return ""
+    with quiet():
+        return symbolic_trace(copy.deepcopy(model))
+
+
+def fold_norms(traced: Any) -> nn.Module:
+    """Fold BatchNorm into the layers before it, in place, as :func:`preprocess` does."""
+    from brevitas.graph.fixed_point import MergeBatchNorm, MoveSplitBatchNormBeforeCat
+
+    with quiet():
+        folded: nn.Module = MergeBatchNorm().apply(MoveSplitBatchNormBeforeCat().apply(traced))
+    return folded
 
 
 def folded_into(model: nn.Module) -> dict[str, str | None]:
     """For each layer whose only user is a BatchNorm, that BatchNorm's name."""
-    from brevitas.fx import symbolic_trace
-
-    with quiet():
-        traced: Any = symbolic_trace(copy.deepcopy(model))
+    traced = trace(model)
     modules = dict(traced.named_modules())
     found: dict[str, str | None] = {}
     for node in traced.graph.nodes:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -41,15 +42,17 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in module_targets(model, preparation.OPS)
             if type(module) in preparation.OPS
         ]
-        traced, warnings = self._traced(model)
+        traced, graph, warnings = self._traced(model)
         sites = self._sites(model, example, traced)
         selection = select([*self._placed(found, model, example), *sites], self.config)
-        folded = model
-        if traced and self._wants_bias():
-            # Folding BatchNorm gives biases to layers that have none yet.
-            folded = preparation.preprocess(copy.deepcopy(model), self.config)
+        called = set(dict(graph.named_modules())) if graph is not None else None
+        # Folding BatchNorm gives biases to layers that have none yet.
+        folds = graph is not None and self.config.merge_bn and self._wants_bias()
+        folded = preparation.fold_norms(graph) if folds else model
         entries = tuple(
             self._entry(target, module, selection.decisions[target.name], folded)
+            if called is None or target.name in called
+            else _left_out(target, module)
             for target, module in found
         )
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
@@ -235,14 +238,16 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def _wants_bias(self) -> bool:
         return self.config.bias is not None or any(rule.bias for rule in self.config.rules)
 
-    def _traced(self, model: nn.Module) -> tuple[str, tuple[str, ...]]:
-        """What needs a traced graph, if the model has one, and warnings if it has not."""
+    def _traced(self, model: nn.Module) -> tuple[str, Any, tuple[str, ...]]:
+        """What needs a traced graph, the graph if the model has one, and warnings if not."""
         wanted = preparation.must_trace(self.config, model)
         if not wanted:
-            return "", ()
-        problem = preparation.trace_problem(model)
-        if not problem:
-            return wanted, ()
+            return "", None, ()
+        try:
+            return wanted, preparation.trace(model), ()
+        except Exception as error:  # noqa: BLE001 (tracing runs the user's forward)
+            lines = str(error).strip().splitlines()
+            problem = f"{type(error).__name__}: {lines[0] if lines else ''}"
         if wanted != "merge_bn: true":
             raise QuantizationError(
                 f"{wanted} needs a model that can be traced",
@@ -251,4 +256,11 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0, "
                 "activation_equalization.mode: layerwise and rotation.mode: fused",
             )
-        return "", (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
+        return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
+
+
+def _left_out(target: Target, module: nn.Module) -> PlanEntry:
+    """A layer that is missing from the traced graph."""
+    shape = tuple(module.get_parameter("weight").shape)
+    reason = "stays float: the model never calls it"
+    return PlanEntry(target.name, type(module).__name__, target.op, shape=shape, reason=reason)

@@ -392,3 +392,42 @@ def test_a_tied_weight_is_stored_once_or_once_more_as_codes(rules: list[Any], ti
     storage = quantized.storage()
     assert storage["embed.weight"] == 32 * 16 * 4
     assert ("out.weight" in storage) == (times == 2)
+
+
+class WithUnused(nn.Module):
+    """A layer is defined and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(8, 8)
+        self.conv = nn.Conv1d(8, 8, 1)
+        self.bn = nn.BatchNorm1d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(torch.relu(self.bn(self.conv(x))).mean(-1))
+        return out
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"backend": "fx"}, {"algorithm": "gptq"}, {"activation_equalization": {"alpha": 0.5}}],
+)
+def test_layers_missing_from_the_graph_stay_float(fields: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    model, data = WithUnused().eval(), [torch.randn(4, 8, 5) for _ in range(2)]
+    quantizer = _quantizer(**STATIC, bias="int32", **fields)
+    quantized = quantizer.quantize(model, data)
+    assert quantized.plan["unused"].reason == "stays float: the model never calls it"
+    assert {encoding.layer for encoding in quantized.encodings()} == {"conv", "fc"}
+    quantized.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(quantizer.restore(model, tmp_path)(data[0]), quantized(data[0]))
+
+
+def test_layers_that_calibration_never_called_are_named() -> None:
+    model, data = WithUnused().eval(), [torch.randn(4, 8, 5)]
+    quantized = _quantizer(**STATIC, merge_bn=False).quantize(model, data)
+    note = "calibration never called 1 layer(s), whose input scales are arbitrary: unused"
+    assert note in quantized.notes
+    assert not _quantizer(merge_bn=False).quantize(model, data).notes
