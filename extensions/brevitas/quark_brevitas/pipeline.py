@@ -229,6 +229,7 @@ def _algorithm(config: BrevitasConfig) -> Run:
             )
         with _feeding(prepared, work), preparation.quiet():
             yield from work.passes()
+        prepared.notes += getattr(work, "notes", [])
 
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,6 +130,18 @@ class Walk:
                     self._kept_bytes -= sum(map(_size, state.layers.pop(name).values()))
         self._finished.update(self._once.intersection(step.layers))
 
+    def missed(self, layers: Iterable[str]) -> list[str]:
+        """A sentence about the layers that are in no step, if there are any."""
+        seen = {name for step in self.steps for name in step.layers}
+        names = [name for name in layers if name not in seen]
+        if not names:
+            return []
+        listed = ", ".join(names[:5]) + ("..." if len(names) > 5 else "")
+        return [
+            f"{len(names)} layer(s) keep nearest codes, as the first batch called none of "
+            f"them: {listed}"
+        ]
+
     def _behind(self, layer: str, done: int) -> bool:
         """Whether a layer is in a block that does not run again."""
         return self._block_of.get(layer, done) < done
@@ -152,6 +164,15 @@ class Walk:
         if type(output) is Tensor:
             known[index] = output.clone()
             self._kept_bytes += _size(output)
+
+
+def same_rows(quantized: Tensor, wanted: Tensor | None) -> Tensor:
+    """What a layer receives in the float model, if it belongs row by row to what it is given.
+
+    Experts are handed other rows there: these are compared on the inputs they are given.
+    """
+    alike = wanted is not None and wanted.shape == quantized.shape
+    return wanted if alike and wanted is not None else quantized
 
 
 def _seen(name: str, look: Look) -> Callable[..., None]:
