@@ -289,6 +289,20 @@ def test_outputs_of_blocks_that_are_used_twice_are_not_made_up(
         assert torch.equal(layers[0].weight, layers[1].weight)
 
 
+@pytest.mark.parametrize("algorithm", ["gptq", "gpfq", "qronos"])
+def test_inputs_may_be_tiny(algorithm: str) -> None:
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(24, 8, bias=False)).eval()
+    data = torch.randn(64, 24) @ torch.randn(24, 24)
+    codes = []
+    for size in (1.0, 2.0**-68):
+        quantized = _quantizer(algorithm=algorithm).quantize(model, [data * size])
+        layer: Any = quantized.layer("0")
+        codes.append(layer.weight)
+    different = (codes[0] != codes[1]).float().mean()
+    assert different < 0.05  # float32 has few digits left there
+
+
 def test_values_that_are_not_finite_are_named(blocks: nn.Module, correlated: list[Batch]) -> None:
     with torch.no_grad():
         blocks.get_submodule("blocks.1.left").get_parameter("bias")[0] = torch.inf
