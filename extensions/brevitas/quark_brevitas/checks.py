@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quark_brevitas.options import LearnedRound
+from quark_brevitas.options import LearnedRound, fused_option
 from quark_core.support import misfit
 
 if TYPE_CHECKING:
@@ -143,6 +143,16 @@ def awq(config: BrevitasConfig, weights: bool) -> None:
     if config.backend == "fx":
         raise ValueError(
             "awq: fx cannot see through the factors before layers: write backend: layerwise"
+        )
+
+
+def folding(config: BrevitasConfig) -> None:
+    """Refuse to fold factors where something stands before every layer at run time."""
+    option = fused_option(config)
+    if option and config.rotation is not None and config.rotation.mode == "layerwise":
+        raise ValueError(
+            f"{option}: rotation.mode: layerwise rotates before every layer, so nothing before can "
+            f"take over factors: write {option}: layerwise, or rotation.mode: fused"
         )
 
 

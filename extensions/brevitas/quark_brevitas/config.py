@@ -273,6 +273,7 @@ class BrevitasConfig(QuantizationConfig):
         self._check_accumulator()
         self._check_passes(bool(weights))
         checks.awq(self, bool(weights))
+        checks.folding(self)
         checks.low_rank(self, bool(weights))
         checks.learned_round(self, weights)
         checks.rotation(self, bool(weights))

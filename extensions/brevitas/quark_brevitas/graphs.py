@@ -19,6 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from quark_core.batch import Batch, leaves
 
+SHAPE = "shape"
+"""Where a recorded node keeps the shape of its output, if that is one tensor."""
+_ROWS = (tuple, list, torch.Size)
+_CONSTANTS = (int, float, str, bool, slice, type(Ellipsis))
+
 
 class GraphView:
     """A model and a graph of it, for code that walks graphs; it cannot be run.
@@ -126,6 +131,7 @@ class _Recorder(TorchFunctionMode):
         known = self._nodes.get(id(tensor))
         if known is None:
             known = self.graph.placeholder(f"outside_{len(self._nodes)}"), tensor
+            known[0].meta[SHAPE] = tuple(tensor.shape)
             self._nodes[id(tensor)] = known
         return known[0]
 
@@ -152,14 +158,17 @@ class _Recorder(TorchFunctionMode):
             if isinstance(value, Tensor):
                 return self.node(value)
             if isinstance(value, tuple | list):
-                return type(value)(map(swap, value)) if type(value) in (tuple, list) else None
-            return value if isinstance(value, int | float | str | bool | slice) else None
+                kind = list if type(value) is list else tuple
+                return kind(map(swap, value)) if type(value) in _ROWS else None
+            return value if isinstance(value, _CONSTANTS) else None
 
         node = self.graph.create_node(
             kind, target, tuple(map(swap, args)), {key: swap(one) for key, one in kwargs.items()}
         )
         for tensor in leaves(output):
             self._nodes[id(tensor)] = node, tensor
+        if isinstance(output, Tensor):
+            node.meta[SHAPE] = tuple(output.shape)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from quark_brevitas import attention
 from quark_brevitas.encodings import Reader
+from quark_brevitas.fusing import Region
 from quark_brevitas.preparation import (
     factor_shapes,
     inner,
@@ -46,6 +47,7 @@ class Prepared:
         feed: What is done with a batch; None runs it through the model.
         notes: What the user should hear of it.
         partial: Where algorithms keep finished layers between runs.
+        regions: Where factors of input channels can be folded, if they are to be.
     """
 
     module: nn.Module
@@ -56,6 +58,7 @@ class Prepared:
     feed: Callable[[Batch], None] | None = None
     notes: list[str] = field(default_factory=list)
     partial: Partial = field(default_factory=Partial)
+    regions: list[Region] = field(default_factory=list)
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""

@@ -91,10 +91,10 @@ class LearnedRound(FrozenModel):
 class ActivationEqualization(FrozenModel):
     """SmoothQuant: move the size of inputs into weights, channel by channel."""
 
-    mode: Literal["layerwise", "fx"] = Field(
+    mode: Literal["layerwise", "fx", "fused"] = Field(
         default="layerwise",
-        description="layerwise multiplies before each layer; fx folds the factors into the layers "
-        "before, which needs tracing.",
+        description="layerwise multiplies before each layer; fused folds the factors into the norm "
+        "or layer before, found on the graph of one call; fx folds them too, and needs tracing.",
     )
     alpha: float = Field(
         default=0.5, ge=0, le=1, description="How much moves: 0 nothing, 1 all of it."
@@ -111,6 +111,11 @@ class MagR(FrozenModel):
 class AWQ(FrozenModel):
     """Multiply up the input channels of weights that matter most, before quantizing."""
 
+    mode: Literal["layerwise", "fused"] = Field(
+        default="layerwise",
+        description="layerwise divides before each layer; fused folds the factors into the norm or "
+        "layer before where there is one, found on the graph of one call.",
+    )
     steps: int = Field(default=20, ge=2, description="How many factors are tried a layer.")
 
 
@@ -200,3 +205,11 @@ TWO_STREAMS = ("gpfq", "qronos")
 def accumulator_of(algorithm: Algorithm | None) -> Accumulator | None:
     """The register an algorithm keeps to, if any."""
     return algorithm.accumulator if isinstance(algorithm, GPTQ | GPFQ) else None
+
+
+def fused_option(config: Any) -> str:
+    """The option of a configuration that asks for factors to be folded, or an empty string."""
+    for name in ("activation_equalization", "awq"):
+        if (given := getattr(config, name)) is not None and given.mode == "fused":
+            return f"{name}.mode"
+    return ""

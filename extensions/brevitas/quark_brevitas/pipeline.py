@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quark_brevitas import preparation
+from quark_brevitas import fusing, preparation, unchanged
 from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
@@ -29,12 +29,14 @@ class Stage:
         run: Brackets its passes over the data; None for a stage without data, which
             :meth:`BrevitasQuantizer.prepare` does.
         before: Whether it works on the float model, before layers are replaced.
+        rewrites: Whether it replaces layers.
     """
 
     name: str
     reason: str
     run: Run | None = None
     before: bool = False
+    rewrites: bool = False
 
 
 def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) -> list[Stage]:
@@ -45,7 +47,9 @@ def stages(config: BrevitasConfig, entries: tuple[PlanEntry, ...], traced: str) 
         entries: The planned layers.
         traced: What needs a traced graph, or an empty string if nothing is traced.
     """
-    rewriting = Stage(f"{config.backend} rewriting", "float layers become Brevitas's")
+    rewriting = Stage(
+        f"{config.backend} rewriting", "float layers become Brevitas's", rewrites=True
+    )
     return [
         *_on_float_layers(config, entries, traced),
         rewriting,
@@ -116,6 +120,9 @@ def _equalize(config: BrevitasConfig) -> Run:
 
         options = config.activation_equalization
         assert options is not None
+        if options.mode == "fused":
+            yield from _smooth(prepared, options.alpha)
+            return
         layerwise = options.mode == "layerwise"
         plan = prepared.plan
         kept = {preparation.path_of(prepared.module, entry.name) for entry in plan.quantized}
@@ -135,25 +142,69 @@ def _equalize(config: BrevitasConfig) -> Run:
     return run
 
 
+def _smooth(prepared: Prepared, alpha: float) -> Iterator[str]:
+    from quark_brevitas.algorithms.smoothing import Smoothing
+
+    layers = _linear(prepared)
+    work = Smoothing(prepared.module, prepared.regions, layers, alpha, prepared.partial)
+    with _folding(prepared, "activation_equalization.mode"), _feeding(prepared, work):
+        yield from work.passes()
+    prepared.notes.append(_folded("activation equalization", layers, prepared, "are not equalized"))
+
+
 def _awq(config: BrevitasConfig) -> Run:
     def run(prepared: Prepared) -> Iterator[str]:
         from quark_brevitas.algorithms.awq import Scaling
 
         assert config.awq is not None
-        plan, model = prepared.plan, prepared.module
-        names = [entry.name for entry in plan.quantized if entry.op == "linear" and entry.weight]
+        plan, model, layers = prepared.plan, prepared.module, _linear(prepared)
+        fused = config.awq.mode == "fused"
+        inside = {name for region in prepared.regions for name in region.sinks}
+        rest = [fusing.alone(name, layers[name]) for name in layers if name not in inside]
         work = Scaling(
             model,
-            {name: prepared.layer(name) for name in names},
+            layers,
+            [*prepared.regions, *rest],
             lambda name, weight: preparation.rounded(weight, plan[name], config),
             lambda name, factor: preparation.put_factor(model, name, factor),
             config.awq,
             prepared.partial,
         )
-        with _feeding(prepared, work), preparation.quiet():
+        with ExitStack() as stack:
+            if fused:
+                stack.enter_context(_folding(prepared, "awq.mode"))
+            stack.enter_context(_feeding(prepared, work))
+            stack.enter_context(preparation.quiet())
             yield from work.passes()
+        if fused:
+            prepared.notes.append(_folded("awq", layers, prepared, "are divided for at run time"))
 
     return run
+
+
+def _linear(prepared: Prepared) -> dict[str, Any]:
+    """The Linear layers that will be quantized, behind what was put before them."""
+    names = [entry.name for entry in prepared.plan.quantized if entry.op == "linear"]
+    return {name: prepared.layer(name) for name in names}
+
+
+@contextmanager
+def _folding(prepared: Prepared, where: str) -> Iterator[None]:
+    """Check that what is done within leaves the float model's outputs as they are."""
+    before = unchanged.output_of(prepared.module, prepared.example)
+    yield
+    after = unchanged.output_of(prepared.module, prepared.example)
+    fix = f"Write {where}: layerwise"
+    prepared.notes += unchanged.compared(before, after, "folding factors", where=where, fix=fix)
+
+
+def _folded(name: str, layers: Mapping[str, Any], prepared: Prepared, else_: str) -> str:
+    """A sentence about the layers whose factors are gone at run time."""
+    inside = {name for region in prepared.regions for name in region.sinks}
+    left = [name for name in layers if name not in inside]
+    said = f"{name}: factors of {len(layers) - len(left)} of {len(layers)} Linear layers are folded"
+    shown = ", ".join(left[:5]) + ("..." if len(left) > 5 else "")
+    return f"{said}; {len(left)} {else_}: {shown}" if left else said
 
 
 def _magr(config: BrevitasConfig) -> Run:

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from quark_brevitas import attention, limits, low_rank, multihead, preparation, rotation
+from quark_brevitas import attention, fusing, limits, low_rank, multihead, preparation, rotation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
+from quark_brevitas.options import fused_option
 from quark_brevitas.pipeline import Stage, stages
 from quark_core.batch import Batch
 from quark_core.errors import DataError, QuantizationError
@@ -62,6 +63,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             seen = preparation.preprocess(copy.deepcopy(model), self.config) if traced else model
             beside = example.beside(model) if example is not None else None
             rotation.require_regions(seen, self.config, beside)
+        if example is not None and (option := fused_option(self.config)):
+            quantized = [entry.name for entry in entries if entry.quantized]
+            fusing.required(model, example.beside(model), quantized, option)
         found_stages = stages(self.config, entries, traced)
         return Plan(
             entries,
@@ -100,6 +104,12 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             model = attention.put_sites(model, sites)
             counterparts |= dict.fromkeys(sites)
         prepared = Prepared(model, plan, beside, counterparts, notes=notes)
+        if beside is not None and (option := fused_option(self.config)):
+            quantized = [entry.name for entry in plan.quantized]
+            prepared.regions = fusing.required(model, beside, quantized, option)
+            changed = fusing.members(prepared.regions)
+            preparation.untie(model, changed)
+            counterparts |= dict.fromkeys(name for name in changed if name in plan)
         if not any(stage.before for stage in self._stages(plan)):
             self._rewrite(prepared)
         return prepared
@@ -116,7 +126,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         """The stages that need data, in their order."""
         prepared.partial = self.partial
         for stage in self._stages(plan):
-            if not stage.before and not prepared.rewritten:
+            if stage.rewrites and not prepared.rewritten:
                 self._rewrite(prepared)
             if stage.run is not None:
                 yield from stage.run(prepared)

@@ -11,19 +11,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from quark_brevitas import unchanged
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.graphs import GraphView, is_traced, plain_norms, record
 from quark_brevitas.options import Rotation
 from quark_brevitas.preparation import untie
-from quark_core.batch import Batch, main_output
+from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 
 _METHODS = {"hadamard": "had", "orthogonal": "ort"}
 _PASSIVE = (nn.Identity, nn.Dropout)
 """Modules a norm's weight and bias may pass, in eval mode."""
-_MAX_CHANGE = 1e-3
 
 
 def works_on_graph(config: BrevitasConfig) -> bool:
@@ -49,7 +49,7 @@ def transform(
     Raises:
         QuantizationError: There is no batch, nothing to rotate, or outputs have changed.
     """
-    before = _output(model, example)
+    before = unchanged.output_of(model, example)
     if works_on_graph(config):
         untie(model)
         with plain_norms(model):
@@ -63,7 +63,13 @@ def transform(
                 _rotate_graph(view, config.rotation, set(quantized), example)
     if config.rotation is not None and config.rotation.mode == "layerwise":
         _rotate_layers(model, config.rotation, set(quantized))
-    return _compared(before, _output(model, example))
+    return unchanged.compared(
+        before,
+        unchanged.output_of(model, example),
+        "rotating and merging norms",
+        where="rotation, merge_layernorm, layernorm_to_rmsnorm",
+        fix="Leave them out for this model, or write rotation.mode: layerwise",
+    )
 
 
 def view_of(model: nn.Module, example: Batch | None) -> Any:
@@ -289,24 +295,3 @@ def _freeze(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, RotatedModule) and module.had_mat is not None:
             module.had_mat.requires_grad_(False)
-
-
-def _output(model: nn.Module, example: Batch | None) -> Tensor | None:
-    if example is None:
-        return None
-    with torch.no_grad():
-        return main_output(example.first().run(model)).detach().double()
-
-
-def _compared(before: Tensor | None, after: Tensor | None) -> list[str]:
-    if before is None or after is None:
-        return []
-    change = float((after - before).norm() / before.norm().clamp_min(1e-30))
-    if change > _MAX_CHANGE:
-        raise QuantizationError(
-            f"the float model's outputs changed by {change:.1%} of their size, where they should "
-            "stay",
-            where="rotation, merge_layernorm, layernorm_to_rmsnorm",
-            fix="Leave them out for this model, or write rotation.mode: layerwise",
-        )
-    return [f"rotating and merging norms moved the float model's outputs by {change:.1e}"]

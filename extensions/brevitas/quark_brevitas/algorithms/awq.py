@@ -5,18 +5,21 @@ s = m^a for a in 0, 1/steps, ... are tried, and those with the smallest error
 
     trace(D H D^T),  D = Q(W s) / s - W
 
-are kept, over sqrt(max s * min s). What comes in is divided by them at run time.
+are kept, over sqrt(max s * min s). What comes in is divided by them at run time, or the norm or
+layer that writes it is. Layers that read the same channels then share factors, m is the largest of
+theirs, and their errors are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quark_brevitas.algorithms.columns import input_columns, plain, second_moments
+from quark_brevitas.fusing import Region, fold, per_channel
 from quark_brevitas.options import AWQ
 from quark_core.batch import Batch
 from quark_core.partial import Partial
@@ -31,9 +34,10 @@ class Scaling:
 
     Args:
         model: The float model.
-        layers: Its Linear layers by name.
+        layers: Its Linear layers that will be quantized, by name.
+        regions: Layers that share factors; each of ``layers`` is in one.
         rounded: Quantizes and dequantizes a weight with the quantizer of a layer.
-        put: Puts a factor [inputs] before a layer.
+        put: Puts a factor [inputs] before a layer that nothing else can divide for.
         options: How many factors are tried.
         partial: Where the result is kept.
     """
@@ -42,6 +46,7 @@ class Scaling:
         self,
         model: Any,
         layers: Mapping[str, Any],
+        regions: Sequence[Region],
         rounded: Callable[[str, Tensor], Tensor],
         put: Callable[[str, Tensor], None],
         options: AWQ,
@@ -49,6 +54,7 @@ class Scaling:
     ) -> None:
         self._model, self._layers, self._rounded, self._put = model, layers, rounded, put
         self._options, self._partial = options, partial
+        self._regions = {next(name for name in one.sinks if name in layers): one for one in regions}
         self._moments: dict[str, Tensor] = {}
         self._sizes: dict[str, Tensor] = {}
 
@@ -65,15 +71,17 @@ class Scaling:
                     stack.callback(layer.register_forward_pre_hook(look).remove)
                 yield "awq"
             factors = {
-                name: factor
-                for name, moments in self._moments.items()
-                if (factor := self._search(name, moments[0])) is not None
+                first: factor
+                for first, region in self._regions.items()
+                if (factor := self._search(region)) is not None
             }
             self._partial.put(_KEPT, factors)
-        for name, factor in factors.items():
-            layer = self._layers[name]
-            layer.weight = nn.Parameter(layer.weight.detach() * factor)
-            self._put(name, 1 / factor)
+        # After all searches: columns of one region may be rows of another.
+        for first, factor in factors.items():
+            region = self._regions[first]
+            fold(self._model, region, factor)
+            if not region.source:
+                self._put(first, 1 / factor)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch."""
@@ -87,18 +95,25 @@ class Scaling:
         else:
             self._moments[name], self._sizes[name] = moments, sizes
 
-    def _search(self, name: str, moments: Tensor) -> Tensor | None:
-        """The best factor of a layer, or None where weights are best as they are."""
-        weight = self._layers[name].weight.detach()
-        if not bool(self._sizes[name].any()):
+    def _search(self, region: Region) -> Tensor | None:
+        """The best factor of a region, or None where weights are best as they are."""
+        known = {name: self._sizes[name] for name in region.sinks if name in self._sizes}
+        sizes = per_channel(region, known)
+        if not bool(sizes.any()):
             return None
-        sizes = (self._sizes[name] / self._sizes[name].max()).clamp(min=_LEAST)
+        sizes = (sizes / sizes.max()).clamp(min=_LEAST)
         best, found = None, None
         for step in range(self._options.steps):
             factor = sizes.pow(step / self._options.steps)
-            factor = (factor / (factor.max() * factor.min()).sqrt()).to(weight.dtype)
-            wrong = (self._rounded(name, weight * factor) / factor - weight).float()
-            error = float((wrong @ moments * wrong).sum())
+            factor = factor / (factor.max() * factor.min()).sqrt()
+            error = sum(self._error(name, factor[region.sinks[name]]) for name in known)
             if best is None or error < best:
                 best, found = error, factor if step else None
         return found
+
+    def _error(self, name: str, factor: Tensor) -> float:
+        """How far outputs of a layer [batch, outputs] are off with a factor [inputs], squared."""
+        weight, moments = self._layers[name].weight.detach(), self._moments[name][0]
+        factor = factor.to(weight)
+        wrong = (self._rounded(name, weight * factor) / factor - weight).float()
+        return float((wrong @ moments * wrong).sum())
