@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quark_brevitas.graphs import SHAPE, plain_norms, record
-from quark_brevitas.preparation import inner
+from quark_brevitas.wrappers import inner
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 

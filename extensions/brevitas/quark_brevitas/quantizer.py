@@ -15,6 +15,7 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.options import fused_option
 from quark_brevitas.pipeline import Stage, stages
+from quark_brevitas.wrappers import path_of, show_layers
 from quark_core.batch import Batch
 from quark_core.errors import DataError, QuantizationError
 from quark_core.plan import Plan, PlanEntry, Step
@@ -168,8 +169,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def _rewrite(self, prepared: Prepared) -> None:
         if self.config.low_rank is not None:
             linear = [entry.name for entry in prepared.plan.quantized if entry.op == "linear"]
-            paths = [preparation.path_of(prepared.module, name) for name in linear]
+            paths = [path_of(prepared.module, name) for name in linear]
             low_rank.put_branches(prepared.module, paths, self.config.low_rank.rank)
+            show_layers(prepared.module)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
         else:
