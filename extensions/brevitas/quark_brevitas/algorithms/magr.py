@@ -21,6 +21,7 @@ from quark_brevitas.algorithms.balls import l1_cut
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
+    largest_eigenvalue,
     plain,
     second_moments,
     weight_rows,
@@ -81,8 +82,8 @@ class Shrinking:
 
 
 def _shrink(weight: Tensor, moments: Tensor, options: MagR) -> Tensor:
-    largest = torch.linalg.matrix_norm(moments, ord=2)
-    if largest == 0:
+    largest = largest_eigenvalue(moments)
+    if largest <= 0:
         return weight
     step = 1 / largest
     penalty = options.alpha / (step * torch.linalg.matrix_norm(moments, ord=1))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quark_brevitas.algorithms.accumulate import Limit
+from quark_brevitas.algorithms.columns import largest_eigenvalue
 from quark_brevitas.algorithms.grid import Grid, Rounder
 
 _TINY = 1e-30
@@ -135,7 +136,7 @@ def qronos(
     order = in_order(moments, act_order)
     moments, mixed, weight = moments[order][:, order], mixed[order][:, order], weight[:, order]
     rounder = grid.rounder(rows, order)
-    damping = alpha * torch.linalg.matrix_norm(moments, ord=2)
+    damping = alpha * largest_eigenvalue(moments)
     first = (weight @ mixed[0] - weight[:, 1:] @ moments[0, 1:]) / moments[0, 0]
     rounded = rounder(first, 0)[:, None]
     if len(order) == 1:
