@@ -46,6 +46,7 @@ class Prepared:
         feed: What is done with a batch; None runs it through the model.
         notes: What the user should hear of it.
         partial: Where algorithms keep finished layers between runs.
+        tokenizer: Where a GGUF file takes its vocabulary from.
     """
 
     module: nn.Module
@@ -56,6 +57,7 @@ class Prepared:
     feed: Callable[[Batch], None] | None = None
     notes: list[str] = field(default_factory=list)
     partial: Partial = field(default_factory=Partial)
+    tokenizer: str | None = None
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""
@@ -247,7 +249,8 @@ class BrevitasModel(QuantizedModel):
         if name not in EXPORTS:
             return super().export(name, path)
         example = self.example if self.example is not None else self._example
-        return export(name, self.module, self.plan, example, path)
+        tokenizer = self._prepared.tokenizer
+        return export(name, self.module, self.plan, example, path, tokenizer)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.
