@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quark_brevitas.subject import Call, Subject
-from quark_core.batch import main_output
+from quark_core.batch import Batch, main_output
 
 
 def write_torchscript(subject: Subject, path: Path, batched: bool) -> None:
@@ -38,6 +39,7 @@ def write_program(subject: Subject, path: Path, batched: bool) -> None:
 
     module = subject.copy()
     batch = subject.traced(batched).batch
+    _drop_uncalled(module, batch)
     shapes: Any = None
     if batched:
         collection: Any = torch.export.ShapesCollection
@@ -51,6 +53,19 @@ def write_program(subject: Subject, path: Path, batched: bool) -> None:
             module, batch.args, dict(batch.kwargs), dynamic_shapes=shapes, strict=False
         )
     torch.export.save(program, path)
+
+
+def _drop_uncalled(module: nn.Module, batch: Batch) -> None:
+    """Take out layers that are never called, in place: Brevitas would ask for their scales."""
+    layers = {name: part for name, part in module.named_modules() if hasattr(part, "weight_quant")}
+    called: set[str] = set()
+    with ExitStack() as stack:
+        for name, part in layers.items():
+            hook = part.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            stack.callback(hook.remove)
+        batch.run(module)
+    for name in layers.keys() - called:
+        module.set_submodule(name, nn.Identity())
 
 
 def run_program(path: Path, call: Call) -> dict[str, Tensor]:

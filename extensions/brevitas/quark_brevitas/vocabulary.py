@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def read_vocabulary(source: str, rows: int) -> Vocabulary:
             it has more tokens than rows.
     """
     path = _path(source)
-    found = _from_folder(path) if path.is_dir() else _from_file(path)
-    return found.filled(rows)
+    if path.is_dir():
+        return _from_folder(path).filled(rows)
+    return _from_file(path, path.stat().st_mtime_ns).filled(rows)
 
 
 def _where() -> str:
@@ -111,8 +113,9 @@ def _path(source: str) -> Path:
     return path
 
 
-def _from_file(path: Path) -> Vocabulary:
-    """What another GGUF file says."""
+@lru_cache(maxsize=1)
+def _from_file(path: Path, changed: int) -> Vocabulary:
+    """What another GGUF file says; read once for planning and writing, as it takes seconds."""
     import gguf
 
     try:

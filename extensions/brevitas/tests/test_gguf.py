@@ -132,7 +132,10 @@ def test_the_file_computes_what_the_module_computes(tmp_path: Path, tied: bool, 
         ({"weight": "int4/group:16"}, r"groups of 16.*int4/group:32"),
         ({"weight": "int4", "input": "int8/dynamic"}, r"a quantized input.*Leave input out"),
         ({"weight": "int12"}, r"int12"),
-        ({"weight": "int4/group:32", "low_rank": {"rank": 4}}, r"a float branch.*Leave low_rank out"),
+        (
+            {"weight": "int4/group:32", "low_rank": {"rank": 4}},
+            r"a float branch.*Leave low_rank out",
+        ),
         (
             {"weight": "int4/group:32", "rotation": {"mode": "layerwise"}},
             r"a rotation at run time.*Write rotation: \{\} without online",
