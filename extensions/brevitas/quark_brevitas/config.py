@@ -178,6 +178,12 @@ class BrevitasConfig(QuantizationConfig):
         default=False, description="Shift biases so that mean outputs stay; needs data."
     )
 
+    gguf_tokenizer: str | None = Field(
+        default=None,
+        description="GGUF file, folder with tokenizer.json, or PACKAGE:FILE, whose vocabulary a "
+        "GGUF export takes over.",
+    )
+
     @classmethod
     def refuses(cls, spec: TensorSpec, role: Role) -> str | None:
         """What the table of formats cannot say: widths of minifloats, axes, group sizes."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import logging
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
-from quark_brevitas.onnx_masks import OPSET, masks
+from quark_brevitas import gguf_file, onnx_file, programs
+from quark_brevitas.attention import OP as ATTENTION
+from quark_brevitas.blame import culprit
 from quark_brevitas.preparation import quiet
-from quark_core.batch import Batch, main_output
-from quark_core.errors import ExportError, MissingDependencyError
+from quark_brevitas.subject import Call, Subject
+from quark_core.batch import Batch
+from quark_core.errors import ExportError, MissingDependencyError, QuarkError
 from quark_core.export import report_file
 from quark_core.plan import Plan
 
@@ -26,116 +33,147 @@ _HALF_PRECISION = 45.0
 """The same where scales are stored as float16, whose rounding alone leaves 60 to 70 dB."""
 _PERFECT = 300.0
 _WIDEST = 8
+_SAMPLES = 3
+"""With so many samples a file is run that should take any number of them."""
 
 
-def export(name: str, module: nn.Module, plan: Plan, example: Batch | None, path: Path) -> Path:
+def export(
+    name: str,
+    module: nn.Module,
+    plan: Plan,
+    example: Batch | None,
+    path: Path,
+    tokenizer: str | None = None,
+) -> Path:
     """Write a quantized module, run the file, and compare.
 
-    Beside the file lies a report with the measured signal to noise.
+    Files take any number of samples where the model does; what was found of that lies in a report
+    beside the file, with the measured signal to noise.
 
     Args:
         name: ``onnx_qcdq``, ``qonnx``, ``torch_qcdq``, ``pt2`` or ``gguf``.
         module: Brevitas's module; stays as it is.
         plan: What was carried out.
-        example: One batch to trace and compare with; its first sample is used.
+        example: One batch to trace and compare with.
         path: Where to write, without an ending.
+        tokenizer: Where a file with a vocabulary takes it from.
 
     Raises:
-        ExportError: The plan has tensors the format cannot hold, there is no example, or the
-            file computes something else than the module; nothing is left behind.
+        ExportError: The form cannot hold the model, there is no example, or the file computes
+            something else than the module; nothing is left behind.
         MissingDependencyError: A package that writes or runs the file is missing.
     """
     form = _FORMS[name]
     _require(*form.packages)
-    call = _Call.of(example, name)
     if form.qcdq:
         _require_fitting(plan, name)
     target = path.with_name(path.name + form.suffix)
-    with torch.no_grad(), quiet(), _quiet_tracer():
-        expected = main_output(call.batch.run(module))
+    with (
+        TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder,
+        torch.no_grad(),
+        quiet(),
+        _quiet_tracer(),
+    ):
+        # Whatever else an exporter writes beside its file goes with this folder.
+        written = Path(folder) / target.name
+        subject = Subject.of(name, module, plan, example, tokenizer)
+        facts, metrics = _proven(form, subject, written)
+        about = {"title": name, "metrics": metrics, "facts": facts}
+        report = report_file(written)
+        report.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(report, report_file(target))
+        os.replace(written, target)
+    return target
+
+
+def _proven(form: _Form, subject: Subject, path: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """Write the file, for any number of samples if that works, and say what it is worth."""
+    facts: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    if form.batched:
+        count = len(subject.call.batch)
         try:
-            found = form.write(copy.deepcopy(module), call, plan, target)
-            metrics = {key: round(_sqnr(expected, value), 1) for key, value in found.items()}
-            if metrics["sqnr_db"] < form.floor:
-                raise ExportError(
-                    f"the {name} file computes something else than the module",
-                    where=f"export {name}",
-                    cause=f"signal to noise {metrics['sqnr_db']} dB, at least {form.floor:g} "
-                    "wanted",
-                    fix="Use checkpoint, or another of the backend's forms",
-                )
-        except BaseException:
-            target.unlink(missing_ok=True)
+            metrics = _attempt(form, subject, path, batched=True)
+            facts["samples"] = f"any number: run with {count} and {_SAMPLES}"
+        except Exception as error:  # noqa: BLE001 (the exporters' own, and the model's)
+            facts["samples"] = f"{count} only: {_short(error)}"
+            path.unlink(missing_ok=True)
+    if not metrics:
+        try:
+            metrics = _attempt(form, subject, path, batched=False)
+        except QuarkError:
             raise
-    facts = {"signal to noise against the module": f"{metrics['sqnr_db']:.1f} dB"}
+        except Exception as error:
+            raise _refusal(error, subject) from error
+    facts["signal to noise against the module"] = f"{metrics['sqnr_db']:.1f} dB"
     if metrics.get("fused_sqnr_db", _PERFECT) < _ENOUGH:
         facts["with onnxruntime's fused integer kernels"] = (
             f"{metrics['fused_sqnr_db']:.1f} dB on this processor; the session option "
             "session.disable_quant_qdq: 1 gives the module's own numbers"
         )
-    about = {"title": name, "metrics": metrics, "facts": facts}
-    text = json.dumps(about, indent=1) + "\n"
-    report_file(target).write_text(text, encoding="utf-8")
-    return target
+    return facts, metrics
 
 
-@dataclass(frozen=True)
-class _Call:
-    """How a model is called with one sample.
+def _attempt(form: _Form, subject: Subject, path: Path, *, batched: bool) -> dict[str, float]:
+    """Write the file and run it.
 
-    Attributes:
-        batch: The sample.
-        names: Names of the arguments given by keyword, in order, after those by position.
+    Raises:
+        ExportError: It computes something else than the module.
+        Exception: Whatever exporters raise.
     """
-
-    batch: Batch
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, example: Batch | None, name: str) -> _Call:
-        """The first sample of a batch.
-
-        Raises:
-            ExportError: There is no batch, or it holds other things than tensors.
-        """
-        if example is None:
-            raise ExportError(
-                f"{name} needs an example batch",
-                where=f"export {name}",
-                fix="Give data.calibration, and quantize anew if the model was loaded",
-            )
-        found = cls(example.first(), tuple(example.kwargs))
-        if not all(isinstance(value, Tensor) for value in found.inputs):
-            raise ExportError(
-                f"{name} holds models that are called with tensors",
-                where=f"export {name}",
-                fix="Wrap the model so that its inputs are tensors, or use checkpoint",
-            )
-        return found
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """All arguments, those by keyword last."""
-        return (*self.batch.args, *(self.batch.kwargs[name] for name in self.names))
-
-    def positional(self, module: nn.Module) -> nn.Module:
-        """The module, called by position and with one tensor as its output."""
-        if not self.names and isinstance(self.batch.run(module), Tensor):
-            return module
-        return _Positional(module, len(self.batch.args), self.names)
+    more = subject.call.samples(_SAMPLES) if batched else None
+    expected = more.run(subject.module) if more is not None else None
+    form.write(subject, path, batched)
+    found = form.run(subject, path, subject.call)
+    metrics = {key: round(_sqnr(subject.expected, value), 1) for key, value in found.items()}
+    _require_equal(metrics["sqnr_db"], form.floor, subject)
+    if more is not None and expected is not None:
+        again = form.run(subject, path, more)["sqnr_db"]
+        _require_equal(round(_sqnr(expected, again), 1), form.floor, subject)
+    return metrics
 
 
-class _Positional(nn.Module):
-    """Calls a module by keyword, and returns its main output."""
+def _require_equal(measured: float, floor: float, subject: Subject) -> None:
+    if measured >= floor:
+        return
+    fix = "Use checkpoint, or another of the backend's forms"
+    halves = [
+        entry.name
+        for entry in subject.plan.quantized
+        if (spec := entry.input) is not None and spec.scale == "power_of_two" and not spec.symmetric
+    ]
+    if halves and subject.name == "onnx_qcdq":
+        fix = (
+            "Write input: int8/sym/power_of_two, or use qonnx or torch_qcdq: ONNX adds zero points "
+            "after rounding, Brevitas before, and halves, common with such scales, differ"
+        )
+    raise ExportError(
+        f"the {subject.name} file computes something else than the module",
+        where=f"export {subject.name}",
+        cause=f"signal to noise {measured} dB, at least {floor:g} wanted",
+        fix=fix,
+    )
 
-    def __init__(self, module: nn.Module, count: int, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module, self._count, self._names = module, count, names
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Run the module."""
-        named = dict(zip(self._names, inputs[self._count :], strict=True))
-        return main_output(self.module(*inputs[: self._count], **named))
+def _refusal(error: Exception, subject: Subject) -> ExportError:
+    layer = culprit(error, subject)
+    return ExportError(
+        f"{subject.name} cannot hold the model",
+        where=f"export {subject.name}" + (f", layer {layer!r}" if layer else ""),
+        cause=_short(error),
+        fix="Use checkpoint, or change what the model's forward does there"
+        if subject.name == "pt2"
+        else "Use pt2 or checkpoint, or change what the model's forward does there",
+    )
+
+
+def _short(error: Exception) -> str:
+    """The first sentence of an error, for another sentence to end with."""
+    if isinstance(error, QuarkError):
+        return f"{error.what}, {error.cause}" if error.cause else error.what
+    lines = str(error).strip().splitlines()
+    first = lines[0].partition(". ")[0][:160].rstrip(". ") if lines else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _require_fitting(plan: Plan, name: str) -> None:
@@ -152,121 +190,20 @@ def _require_fitting(plan: Plan, name: str) -> None:
             elif role != "bias" and fmt.bits > _WIDEST:
                 problem = f"{fmt.bits} bits: it holds at most {_WIDEST}"
             if problem:
+                part = "" if entry.op == ATTENTION else f".{role}"
                 raise ExportError(
                     f"{name} cannot hold {problem}",
-                    where=f"export {name}, tensor {entry.name}.{role}",
+                    where=f"export {name}, tensor {entry.name}{part}",
                     fix="Use pt2, checkpoint or encodings, or int8 specs",
                 )
 
 
-def _write_onnx(exporter: Callable[..., Any], module: nn.Module, call: _Call, path: Path) -> None:
-    # torch's newer exporter refuses quantized biases, and gains nothing otherwise.
-    with masks():
-        exporter(
-            call.positional(module),
-            args=call.inputs,
-            export_path=str(path),
-            dynamo=False,
-            opset_version=OPSET,
-        )
+def _write_gguf(subject: Subject, path: Path, _batched: bool) -> None:
+    gguf_file.write(subject.module, subject.plan, path, subject.tokenizer)
 
 
-def _onnx_qcdq(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
-    from brevitas.export import export_onnx_qcdq
-
-    _write_onnx(export_onnx_qcdq, module, call, path)
-    return {
-        "sqnr_db": _run_onnx(path, call.inputs, fused=False),
-        "fused_sqnr_db": _run_onnx(path, call.inputs, fused=True),
-    }
-
-
-def _run_onnx(path: Path, inputs: tuple[Any, ...], *, fused: bool) -> Tensor:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not fused:
-        # Otherwise quantized convolutions become integer kernels, which saturate in between on
-        # processors without VNNI: the file is right, but its output is not the module's.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-    return torch.from_numpy(session.run(None, feed)[0])
-
-
-def _qonnx(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
-    import onnx
-    from brevitas.export import export_qonnx
-    from onnx.reference import ReferenceEvaluator
-
-    _write_onnx(export_qonnx, module, call, path)
-    model = onnx.load(str(path))
-    known = {value.name for value in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in known]
-    feed = {name: value.numpy() for name, value in zip(names, call.inputs, strict=True)}
-    found: Any = ReferenceEvaluator(model, new_ops=[_quant_operator()]).run(None, feed)
-    return {"sqnr_db": torch.from_numpy(found[0])}
-
-
-def _quant_operator() -> Any:
-    """QONNX's Quant for onnx's own evaluator, as its definition has it.
-
-    q = clamp(round(x / scale + zero point)), and the value is (q - zero point) * scale.
-    """
-    import numpy
-    from onnx.reference.op_run import OpRun
-
-    class Quant(OpRun):  # type: ignore[misc]
-        op_domain = "qonnx.custom_op.general"
-
-        def _run(
-            self,
-            x: Any,
-            scale: Any,
-            zero_point: Any,
-            bits: Any,
-            signed: int,
-            narrow: int,
-            rounding_mode: str,
-        ) -> tuple[Any]:
-            assert str(rounding_mode) == "ROUND"
-            low = -(2.0 ** (bits - 1)) + narrow if signed else 0.0 * bits
-            high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1 - narrow
-            codes = numpy.clip(numpy.round(x / scale + zero_point), low, high)
-            return (((codes - zero_point) * scale).astype(x.dtype),)
-
-    return Quant
-
-
-def _torch_qcdq(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
-    from brevitas.export import export_torch_qcdq
-
-    export_torch_qcdq(call.positional(module), args=call.inputs, export_path=str(path))
-    loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return {"sqnr_db": main_output(loaded(*call.inputs))}
-
-
-def _pt2(module: nn.Module, call: _Call, _plan: Plan, path: Path) -> dict[str, Tensor]:
-    from brevitas.export.inference import quant_inference_mode
-
-    with quant_inference_mode(module):
-        # The first call fixes the scales, which torch.export could not see through.
-        call.batch.run(module)
-        program = torch.export.export(
-            module, call.batch.args, dict(call.batch.kwargs), strict=False
-        )
-    torch.export.save(program, path)
-    return {"sqnr_db": main_output(call.batch.run(torch.export.load(path).module()))}
-
-
-def _gguf(module: nn.Module, call: _Call, plan: Plan, path: Path) -> dict[str, Tensor]:
-    from quark_brevitas import gguf_file
-
-    gguf_file.write(module, plan, path)
-    float_model = gguf_file.read(path, module)
-    return {"sqnr_db": main_output(call.batch.run(float_model))}
+def _run_gguf(subject: Subject, path: Path, call: Call) -> dict[str, Tensor]:
+    return {"sqnr_db": call.run(gguf_file.read(path, subject.module))}
 
 
 @dataclass(frozen=True)
@@ -274,26 +211,50 @@ class _Form:
     """One form of file.
 
     Attributes:
-        write: Writes the file, and returns what it computes for the call, by metric.
+        write: Writes the file, for any number of samples if told so.
+        run: What the file computes for a call, by metric.
         suffix: Of the file.
         packages: What writing and running it needs.
         qcdq: Whether it holds integers of static scales only.
+        batched: Whether it has a number of samples at all.
         floor: dB of signal to noise it must reach.
     """
 
-    write: Callable[[nn.Module, _Call, Plan, Path], dict[str, Tensor]]
+    write: Callable[[Subject, Path, bool], None]
+    run: Callable[[Subject, Path, Call], dict[str, Tensor]]
     suffix: str
     packages: tuple[str, ...] = ()
     qcdq: bool = True
+    batched: bool = True
     floor: float = _ENOUGH
 
 
+def _alone(run: Callable[[Path, Call], dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """A way to run files that need nothing but themselves."""
+    return lambda _subject, path, call: run(path, call)
+
+
 _FORMS: dict[str, _Form] = {
-    "onnx_qcdq": _Form(_onnx_qcdq, ".onnx", ("onnx", "onnxruntime", "onnxoptimizer")),
-    "qonnx": _Form(_qonnx, ".onnx", ("onnx", "onnxoptimizer")),
-    "torch_qcdq": _Form(_torch_qcdq, ".pt"),
-    "pt2": _Form(_pt2, ".pt2", qcdq=False),
-    "gguf": _Form(_gguf, ".gguf", ("gguf",), qcdq=False, floor=_HALF_PRECISION),
+    "onnx_qcdq": _Form(
+        onnx_file.write_qcdq,
+        _alone(onnx_file.run_qcdq),
+        ".onnx",
+        ("onnx", "onnxruntime", "onnxoptimizer"),
+    ),
+    "qonnx": _Form(
+        onnx_file.write_qonnx, _alone(onnx_file.run_qonnx), ".onnx", ("onnx", "onnxoptimizer")
+    ),
+    "torch_qcdq": _Form(programs.write_torchscript, _alone(programs.run_torchscript), ".pt"),
+    "pt2": _Form(programs.write_program, _alone(programs.run_program), ".pt2", qcdq=False),
+    "gguf": _Form(
+        _write_gguf,
+        _run_gguf,
+        ".gguf",
+        ("gguf",),
+        qcdq=False,
+        batched=False,
+        floor=_HALF_PRECISION,
+    ),
 }
 
 
@@ -310,21 +271,31 @@ def _require(*packages: str) -> None:
 
 
 def _sqnr(expected: Tensor, found: Tensor) -> float:
-    noise = (expected - found).double().square().sum()
+    if expected.shape != found.shape:
+        return -_PERFECT
+    # Masked logits may be infinite in both.
+    same = expected == found
+    noise = (expected - found).masked_fill(same, 0).double().square().sum()
     if noise == 0:
         return _PERFECT
-    return float(10 * torch.log10(expected.double().square().sum() / noise))
+    signal = expected.masked_fill(same & expected.isinf(), 0).double().square().sum()
+    return float(10 * torch.log10(signal / noise))
 
 
 @contextmanager
 def _quiet_tracer() -> Iterator[None]:
-    """Hold back the exporters' own progress lines."""
-    import logging
-
-    logger = logging.getLogger("torch.onnx")
+    """Hold back the exporters' own progress lines, and the graph they print where they fail."""
+    torch_c: Any = torch._C
+    logger, log = logging.getLogger("torch.onnx"), torch_c._jit_onnx_log
     before = logger.level
     logger.setLevel(logging.ERROR)
+    # torch's own switch for it is thrown back on by each export.
+    torch_c._jit_onnx_log = lambda *_: None
     try:
-        yield
+        with warnings.catch_warnings():
+            # Values taken for constants show when the file is run.
+            warnings.simplefilter("ignore", TracerWarning)
+            yield
     finally:
         logger.setLevel(before)
+        torch_c._jit_onnx_log = log

@@ -12,6 +12,7 @@ block repeats its scale. Only scales become float16. Formats: ggml's ``block_q8_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quark_brevitas import attention
 from quark_brevitas.algorithms.grid import Grid
-from quark_brevitas.wrappers import inner
-from quark_core.errors import ExportError
+from quark_brevitas.low_rank import LowRankBranch
+from quark_brevitas.vocabulary import read_vocabulary
+from quark_brevitas.wrappers import inner, path_of
+from quark_core.errors import ExportError, MissingDependencyError
 from quark_core.plan import Plan, PlanEntry
 
 BLOCK = 32
@@ -41,6 +45,8 @@ def kind_of(entry: PlanEntry) -> str:
     for role in ("input", "bias"):
         if entry.specs.get(role) is not None:
             problem, fix = f"a quantized {role}", f"Leave {role} out: llama.cpp quantizes its own"
+    if entry.op == attention.OP:
+        problem, fix = "quantized attention", "Leave attention out: llama.cpp has its own"
     if spec is not None and not problem:
         fmt, granularity = spec.number_format, spec.granularity
         assert granularity is not None
@@ -70,13 +76,33 @@ def kind_of(entry: PlanEntry) -> str:
     return "Q4_0" if spec.number_format.bits <= _NARROW else "Q8_0"
 
 
-def write(module: nn.Module, plan: Plan, path: Path) -> dict[str, str]:
+def require_vocabulary(model: nn.Module, tokenizer: str) -> None:
+    """Refuse a tokenizer that a model's file could not take over.
+
+    Raises:
+        ExportError: The model is no Llama, or the tokenizer is missing or another model's.
+        MissingDependencyError: gguf is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise MissingDependencyError(
+            "gguf_tokenizer needs gguf",
+            where="quantizer.gguf_tokenizer",
+            fix="pip install 'quark-brevitas[gguf]'",
+        )
+    read_vocabulary(tokenizer, _config(model).vocab_size)
+
+
+def write(
+    module: nn.Module, plan: Plan, path: Path, tokenizer: str | None = None
+) -> dict[str, str]:
     """Write the file.
 
     Args:
         module: Brevitas's Llama.
         plan: What was carried out.
         path: The file.
+        tokenizer: Where its vocabulary comes from, as :func:`read_vocabulary` takes it; None for
+            a file without.
 
     Returns:
         The type of each quantized tensor, by its name in the module.
@@ -88,10 +114,16 @@ def write(module: nn.Module, plan: Plan, path: Path) -> dict[str, str]:
 
     config = _config(module)
     kinds = {entry.name: kind_of(entry) for entry in plan.quantized}
+    _require_plain(module, list(kinds))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, "llama")
     try:
         _metadata(writer, config, list(kinds.values()))
+        if tokenizer is None:
+            # llama.cpp then takes and gives token ids.
+            writer.add_tokenizer_model("no_vocab")
+        else:
+            read_vocabulary(tokenizer, config.vocab_size).add(writer)
         for name, tensor in _tensors(module, config).items():
             layer, _, part = name.rpartition(".")
             place = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -99,7 +131,7 @@ def write(module: nn.Module, plan: Plan, path: Path) -> dict[str, str]:
                 raise ExportError(
                     "a Llama in GGUF has no such tensor",
                     where=f"{_WHERE}, tensor {name!r}",
-                    fix="Leave out what adds tensors: unfused rotations and equalization",
+                    fix="Leave out the pass that gave the model this tensor",
                 )
             if layer in kinds and part == "weight":
                 kind = gguf.GGMLQuantizationType[kinds[layer]]
@@ -145,6 +177,23 @@ def read(path: Path, model: nn.Module) -> nn.Module:
         loaded = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(state[name].shape)
         state[name].copy_(_halved(loaded, name, config))
     return found
+
+
+def _require_plain(module: nn.Module, layers: list[str]) -> None:
+    """Refuse what stands before or beside layers, for which a Llama in GGUF has no place."""
+    for name in layers:
+        if path_of(module, name) == name:
+            continue
+        wrapped = module.get_submodule(name)
+        if isinstance(wrapped, LowRankBranch):
+            problem, fix = "a float branch of low rank", "Leave low_rank out"
+        elif hasattr(wrapped, "rotation_forward"):
+            problem = "a rotation at run time"
+            fix = "Write rotation: {} without online or mode: layerwise, which are fused"
+        else:
+            problem = "factors that a layer's input is multiplied by"
+            fix = "Leave awq and activation_equalization out, or write algorithm: gptq"
+        raise ExportError(f"gguf cannot hold {problem}", where=f"{_WHERE}, layer {name!r}", fix=fix)
 
 
 def _config(module: nn.Module) -> Any:
@@ -202,8 +251,6 @@ def _metadata(writer: Any, config: Any, kinds: list[str]) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{most}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    # A quantized module has no tokenizer; llama.cpp then takes and gives token ids.
-    writer.add_tokenizer_model("no_vocab")
 
 
 def _packed(layer: Any, entry: PlanEntry, kind: str) -> Any:

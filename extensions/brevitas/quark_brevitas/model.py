@@ -43,6 +43,7 @@ class Prepared:
         notes: What the user should hear of it.
         partial: Where algorithms keep finished layers between runs.
         regions: Where factors of input channels can be folded, if they are to be.
+        tokenizer: Where a GGUF file takes its vocabulary from.
     """
 
     module: nn.Module
@@ -54,6 +55,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     partial: Partial = field(default_factory=Partial)
     regions: list[Region] = field(default_factory=list)
+    tokenizer: str | None = None
 
     def layer(self, name: str) -> Any:
         """The layer the plan knows by a name."""
@@ -245,7 +247,8 @@ class BrevitasModel(QuantizedModel):
         if name not in EXPORTS:
             return super().export(name, path)
         example = self.example if self.example is not None else self._example
-        return export(name, self.module, self.plan, example, path)
+        tokenizer = self._prepared.tokenizer
+        return export(name, self.module, self.plan, example, path, tokenizer)
 
     def set_enabled(self, layer: str, enabled: bool) -> None:
         """Switch one layer's own quantizers; with fx its inputs stay quantized along the graph.

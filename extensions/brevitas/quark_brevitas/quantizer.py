@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from quark_brevitas import attention, fusing, limits, low_rank, multihead, preparation, rotation
+from quark_brevitas import (
+    attention,
+    fusing,
+    gguf_file,
+    limits,
+    low_rank,
+    multihead,
+    preparation,
+    rotation,
+)
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.options import fused_option
@@ -35,7 +44,13 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         Raises:
             QuantizationError: The configuration needs a traced graph and the model has none, or
                 asks for something that a layer's shape does not allow.
+            ExportError: The tokenizer for GGUF files is missing, or another model's.
         """
+        if self.config.gguf_tokenizer is not None:
+            gguf_file.require_vocabulary(model, self.config.gguf_tokenizer)
+        return self._plan(model, example)
+
+    def _plan(self, model: nn.Module, example: Batch | None) -> Plan:
         if self._splits(model):
             model = copy.deepcopy(model)
             multihead.split_all(model)
@@ -104,7 +119,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         if sites:
             model = attention.put_sites(model, sites)
             counterparts |= dict.fromkeys(sites)
-        prepared = Prepared(model, plan, beside, counterparts, notes=notes)
+        tokenizer = self.config.gguf_tokenizer
+        prepared = Prepared(model, plan, beside, counterparts, notes=notes, tokenizer=tokenizer)
         if beside is not None and (option := fused_option(self.config)):
             quantized = [entry.name for entry in plan.quantized]
             prepared.regions = fusing.required(model, beside, quantized, option)
@@ -160,7 +176,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         changed = any(change is not None for change in changes)
         moved = "codes" if self.config.algorithm is not None else ""
         return BrevitasModel.load_state(
-            self.prepare(model, self.plan(model, example), example),
+            self.prepare(model, self._plan(model, example), example),
             directory,
             self._rewrite,
             "weights" if changed else moved,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ def test_the_file_computes_what_the_module_computes(tmp_path: Path, tied: bool, 
         ({"weight": "int4/group:16"}, r"groups of 16.*int4/group:32"),
         ({"weight": "int4", "input": "int8/dynamic"}, r"a quantized input.*Leave input out"),
         ({"weight": "int12"}, r"int12"),
+        (
+            {"weight": "int4/group:32", "low_rank": {"rank": 4}},
+            r"a float branch.*Leave low_rank out",
+        ),
+        (
+            {"weight": "int4/group:32", "rotation": {"mode": "layerwise"}},
+            r"a rotation at run time.*Write rotation: \{\} without online",
+        ),
     ],
 )
 def test_what_it_cannot_hold_is_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
@@ -145,3 +154,180 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="holds transformers' Llama models, not Sequential"):
         quantized.export("gguf", tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+WORDS = ["<|end|>", "<|start|>", *"abcdefghij", "Ġ", "ab", "Ġa", "<mark>"]
+MERGES = ["a b", "Ġ a"]
+ADDED = [("<|end|>", 0, True), ("<|start|>", 1, True), ("<mark>", 15, False)]
+LLAMA3 = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+"
+    "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _digits(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def _split(regex: str) -> dict[str, Any]:
+    first = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    return _digits(first, {**BYTES, "use_regex": False})
+
+
+SMOLLM = _digits({"type": "Digits", "individual_digits": True}, BYTES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """A Hugging Face folder with a small byte-level BPE tokenizer."""
+
+    def write(splitting: Any = SMOLLM, eos: str | None = "<|end|>", **changes: Any) -> Path:
+        place = tmp_path / "tokenizer"
+        place.mkdir(exist_ok=True)
+        vocab = {word: at for at, word in enumerate(WORDS[:15])}
+        model = {"type": "BPE", "vocab": vocab, "merges": MERGES, "ignore_merges": False}
+        added = [{"content": text, "id": at, "special": special} for text, at, special in ADDED]
+        about = {
+            "model": model | {key: changes.pop(key) for key in list(changes) if key in ODD},
+            "added_tokens": added,
+            "pre_tokenizer": splitting,
+            "decoder": {"type": "ByteLevel"},
+            **changes,
+        }
+        (place / "tokenizer.json").write_text(json.dumps(about))
+        config = {"bos_token": "<|start|>", "eos_token": eos, "chat_template": "{{ x }}"}
+        (place / "tokenizer_config.json").write_text(json.dumps(config))
+        return place
+
+    return write
+
+
+ODD = ("type", "ignore_merges", "byte_fallback", "end_of_word_suffix")
+
+
+def _fields(written: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(written).fields.items()}
+
+
+def test_a_folders_vocabulary_is_taken_over(tmp_path: Path, folder: Callable[..., Path]) -> None:
+    source = str(folder())
+    quantized = _quantized(weight="int4/group:32", gguf_tokenizer=source, **HEAD)
+    fields = _fields(quantized.export("gguf", tmp_path / "model"))
+    assert fields["tokenizer.ggml.model"] == "gpt2"
+    assert fields["tokenizer.ggml.pre"] == "smollm"
+    # The embedding has 96 rows: llama.cpp wants as many tokens.
+    assert fields["tokenizer.ggml.tokens"] == WORDS + [f"[PAD{at}]" for at in range(16, 96)]
+    assert fields["tokenizer.ggml.token_type"] == [3, 3, *[1] * 13, 4, *[5] * 80]
+    assert fields["tokenizer.ggml.merges"] == MERGES
+    assert fields["tokenizer.ggml.bos_token_id"] == 1
+    assert fields["tokenizer.ggml.eos_token_id"] == 0
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    assert fields["tokenizer.chat_template"] == "{{ x }}"
+    assert fields["llama.vocab_size"] == 96
+
+
+def test_another_files_vocabulary_is_taken_over(
+    tmp_path: Path, folder: Callable[..., Path]
+) -> None:
+    first = _quantized(weight="int8", gguf_tokenizer=str(folder()), **HEAD)
+    origin = first.export("gguf", tmp_path / "first")
+    second = _quantized(weight="int4/group:32", gguf_tokenizer=str(origin), **HEAD)
+    found = _fields(second.export("gguf", tmp_path / "second"))
+    expected = {k: v for k, v in _fields(origin).items() if k.startswith("tokenizer.")}
+    assert len(expected) == 9
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("splitting", "merges", "name"),
+    [(BYTES, False, "gpt-2"), (SMOLLM, False, "smollm"), (_split(LLAMA3), True, "llama-bpe")],
+)
+def test_ways_to_split_text_have_llama_cpps_names(
+    folder: Callable[..., Path], splitting: Any, merges: bool, name: str
+) -> None:
+    from quark_brevitas.vocabulary import read_vocabulary
+
+    written: dict[str, Any] = {}
+
+    class Writer:
+        def __getattr__(self, method: str) -> Any:
+            return lambda value: written.setdefault(method, value)
+
+    read_vocabulary(str(folder(splitting, ignore_merges=merges)), 96).add(Writer())
+    assert written["add_tokenizer_pre"] == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"splitting": _split("\\\\d")}, "splits text in a way that is not known"),
+        ({"splitting": None}, "splits text in a way that is not known"),
+        ({"splitting": {**BYTES, "add_prefix_space": True}}, "splits text in a way"),
+        ({"splitting": _split(LLAMA3)}, "splits text in a way that is not known"),
+        ({"splitting": BYTES, "ignore_merges": True}, "splits text in a way that is not known"),
+        ({"byte_fallback": True}, "splits text in a way that is not known.*Convert the model with"),
+        ({"type": "Unigram"}, "splits text in a way that is not known"),
+        ({"normalizer": {"type": "NFC"}}, "splits text in a way that is not known"),
+        ({"eos": None}, "names no token that ends a text. Save the tokenizer with"),
+        ({"model": []}, "is missing or no tokenizer"),
+    ],
+)
+def test_tokenizers_llama_cpp_would_not_follow_are_refused_before_any_work(
+    folder: Callable[..., Path], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ExportError, match=rf"quantizer\.gguf_tokenizer: .*{words}"):
+        _quantized(weight="int4", gguf_tokenizer=str(folder(**changes)))
+
+
+def test_what_is_no_tokenizer_is_refused_before_any_work(
+    tmp_path: Path, folder: Callable[..., Path]
+) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"no file of that kind, though it is long enough")
+    bare = _quantized(weight="int4", **HEAD).export("gguf", tmp_path / "bare")
+    for source, words in [
+        ("nowhere/x.gguf", "nowhere/x.gguf does not exist. Give a GGUF file, a folder with"),
+        ("no_such_package:x.gguf", "no package 'no_such_package' is installed"),
+        ("gguf:x.gguf", "gguf/x.gguf does not exist"),
+        (str(tmp_path / "x.gguf"), "x.gguf is no GGUF file"),
+        (str(bare), "holds no tokens. Give a GGUF file that was converted with its tokenizer"),
+        (str(tmp_path), "tokenizer.json is missing or no tokenizer"),
+    ]:
+        with pytest.raises(ExportError, match=words):
+            _quantized(weight="int4", gguf_tokenizer=source)
+    quantizer = BrevitasQuantizer(
+        BrevitasConfig(name="brevitas", weight="int4", gguf_tokenizer=str(folder()))
+    )
+    with pytest.raises(ExportError, match="transformers' Llama models, not Sequential"):
+        quantizer.quantize(nn.Sequential(nn.Linear(32, 32)), [torch.zeros(1, 32)])
+
+
+def test_more_tokens_than_rows_are_refused(folder: Callable[..., Path]) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**SIZES, "vocab_size": 12, "pad_token_id": 0})
+    fields = {"weight": "int4", "gguf_tokenizer": str(folder())}
+    quantizer = BrevitasQuantizer(BrevitasConfig(name="brevitas", **fields))
+    with pytest.raises(ExportError, match="has 16 tokens, the model's embedding 12 rows"):
+        quantizer.plan(transformers.LlamaForCausalLM(config).eval())
+
+
+def test_a_saved_model_loads_without_the_tokenizer(
+    tmp_path: Path, folder: Callable[..., Path]
+) -> None:
+    source = folder()
+    fields = {"weight": "int4/group:32", "gguf_tokenizer": str(source), **HEAD}
+    quantized = _quantized(**fields)
+    (tmp_path / "saved").mkdir()
+    quantized.save(tmp_path / "saved")
+    source.rename(tmp_path / "elsewhere")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
+    )
+    quantizer = BrevitasQuantizer(BrevitasConfig(name="brevitas", **fields))
+    loaded = quantizer.restore(model.eval(), tmp_path / "saved")
+    with pytest.raises(ExportError, match="does not exist"):
+        loaded.export("gguf", tmp_path / "model")
+    assert not (tmp_path / "model.gguf").exists()
+    (tmp_path / "elsewhere").rename(source)
+    assert _fields(loaded.export("gguf", tmp_path / "model"))["tokenizer.ggml.pre"] == "smollm"

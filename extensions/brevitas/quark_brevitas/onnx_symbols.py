@@ -1,7 +1,8 @@
-"""What torch's ONNX exporter lacks for the attention masks of transformers' models.
+"""What torch's ONNX exporter lacks for attention.
 
-These look for packed sequences: ``(positions.diff(prepend=...) != 1).cumsum()``. The exporter has
-no ``diff``, and writes a ``CumSum`` of truth values, which ONNX does not allow.
+The masks of transformers' models look for packed sequences: ``(positions.diff(prepend=...) !=
+1).cumsum()``. The exporter has no ``diff``, and writes a ``CumSum`` of truth values, which ONNX
+does not allow. Brevitas's attention looks for rows that are masked as a whole, by ``isneginf``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ _INT64 = 7
 
 
 @contextmanager
-def masks() -> Iterator[None]:
-    """Both are known for a while."""
+def symbols() -> Iterator[None]:
+    """All of them are known for a while."""
     from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-    known: dict[str, Callable[..., Any]] = {"aten::diff": _diff, "aten::cumsum": _cumsum}
+    known: dict[str, Callable[..., Any]] = {
+        "aten::diff": _diff,
+        "aten::cumsum": _cumsum,
+        "aten::isneginf": _isneginf,
+    }
     for name, function in known.items():
         register_custom_op_symbolic(name, function, OPSET)
     try:
@@ -31,6 +36,11 @@ def masks() -> Iterator[None]:
     finally:
         for name in known:
             unregister_custom_op_symbolic(name, OPSET)
+
+
+def _isneginf(graph: Any, x: Any) -> Any:
+    """Whether each element is minus infinity."""
+    return graph.op("IsInf", x, detect_positive_i=0)
 
 
 def _diff(graph: Any, x: Any, order: Any, axis: Any, before: Any, after: Any) -> Any:
