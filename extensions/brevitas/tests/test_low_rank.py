@@ -105,6 +105,24 @@ def test_error_never_grows_with_iterations(spread: nn.Module) -> None:
     assert all(last < 0.95 * first for first, last in zip(errors[0], errors[-1], strict=True))
 
 
+def test_the_best_iteration_is_kept(spread: Any) -> None:
+    from quark_brevitas import low_rank
+    from quark_brevitas.options import LowRank
+
+    weight = spread[0].weight.detach().clone()
+    offsets, seen = iter((3.0, 1.0, 5.0, 2.0)), list[Tensor]()
+
+    def rounded(name: str, rest: Tensor) -> Tensor:
+        assert name == "first"
+        seen.append(rest)
+        return rest + next(offsets)
+
+    options = LowRank(rank=RANK, iterations=4)
+    low_rank.put_branches(spread, {"first": "0"}, options, rounded)
+    assert torch.equal(spread[0].layer.weight, seen[1])
+    assert torch.allclose(seen[1] + spread[0].up @ spread[0].down, weight, atol=1e-5)
+
+
 def test_equal_to_several_iterations_of_brevitas(spread: nn.Module) -> None:
     from brevitas_examples.common.svd_quant import LayerwiseLowRankCorrection
     from quark_brevitas import preparation
