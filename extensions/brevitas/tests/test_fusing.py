@@ -143,6 +143,58 @@ def test_paths_that_lose_factors_are_no_regions() -> None:
     assert pairs == [("c", ["d"]), ("norm", ["e"])]
 
 
+class Squares(nn.Module):
+    """Products in which factors would count twice, and attention without positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = self.b(y * y)
+        y = self.c(y.relu() * (y * 2))
+        y = y.sin()
+        y = nn.functional.scaled_dot_product_attention(self.q(y), self.k(y), value=self.v(y))
+        out: Tensor = self.o(y)
+        return out
+
+
+def test_what_is_not_proportional_is_no_region() -> None:
+    found = fusing.regions(Squares().eval(), Batch((torch.randn(2, 6, 6),)), "abcqkvo")
+    assert [(one.source, list(one.sinks)) for one in found] == [("v", ["o"])]
+
+
+class Tied(nn.Module):
+    """An output layer that shares the embedding's weight, and another layer after the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(16, 8), nn.LayerNorm(8)
+        self.head, self.other = nn.Linear(8, 16, bias=False), nn.Linear(8, 4)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.embed(x))
+        return torch.cat([self.head(y), self.other(y)], -1)
+
+
+def test_float_layers_of_a_region_are_multiplied_too_and_get_weights_of_their_own(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.arange(16).reshape(4, 4)
+    quantizer = _quantizer({**SMOOTH, "rules": [{"name": "head", "skip": True}]})
+    quantized = quantizer.quantize(model, [x])
+    after = quantized.module
+    assert torch.equal(after.embed.weight, model.embed.weight)
+    assert not torch.allclose(after.head.weight, model.head.weight)
+    torch.testing.assert_close(quantized(x)[..., :16], model(x)[..., :16])
+    quantized.save(tmp_path)
+    assert torch.equal(quantizer.restore(model, tmp_path)(x), quantized(x))
+
+
 @pytest.mark.parametrize("fields", [SMOOTH, AWQ])
 def test_float_outputs_stay_and_nothing_is_left_at_run_time(
     llama: nn.Module, tokens: list[dict[str, Tensor]], fields: dict[str, Any]
