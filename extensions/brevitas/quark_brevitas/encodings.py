@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quark_brevitas import attention
 from quark_brevitas.formats import is_static, largest
 from quark_brevitas.graphs import is_traced
-from quark_brevitas.preparation import inner
+from quark_brevitas.wrappers import inner
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
 from quark_core.quantized import Encoding

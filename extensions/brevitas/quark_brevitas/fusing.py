@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quark_brevitas.graphs import SHAPE, plain_norms, record
-from quark_brevitas.preparation import inner
+from quark_brevitas.wrappers import inner
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 
@@ -111,7 +111,7 @@ def members(found: Iterable[Region]) -> list[str]:
 def fold(model: nn.Module, region: Region, factor: Tensor) -> None:
     """Divide what the source writes by a factor [width], and multiply the columns that read it."""
     if region.source:
-        source = model.get_submodule(region.source)
+        source = inner(model.get_submodule(region.source))
         weight = source.get_parameter("weight")
         divisor = factor.to(weight)
         rows = divisor[:, None] if weight.ndim == 2 else divisor

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from quark_brevitas.algorithms.grid import Grid
-from quark_brevitas.preparation import inner
+from quark_brevitas.wrappers import inner
 from quark_core.errors import ExportError
 from quark_core.plan import Plan, PlanEntry
 

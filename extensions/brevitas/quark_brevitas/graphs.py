@@ -8,6 +8,7 @@ That is recorded here from one real call, so layers keep their names and the mod
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -82,10 +83,11 @@ def is_rms_norm(module: nn.Module) -> bool:
     alone = list(module.state_dict()) == ["weight"] and not list(module.children())
     if "RMSNorm" not in type(module).__name__ or not alone or weight is None or weight.ndim != 1:
         return False
-    x = torch.linspace(-2, 3, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
+    x = torch.linspace(-2, 3, weight.numel(), device=weight.device)[None]
     with torch.no_grad():
-        expected = x * (x.square().mean() + epsilon(module)).rsqrt() * weight
-        return torch.allclose(module(x), expected, rtol=1e-3, atol=1e-4)
+        expected = x * (x.square().mean() + epsilon(module)).rsqrt() * weight.float()
+        found = copy.deepcopy(module).float()(x)
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def epsilon(norm: nn.Module) -> float:

@@ -15,13 +15,8 @@ from torch import nn
 from quark_brevitas import attention
 from quark_brevitas.encodings import Reader
 from quark_brevitas.fusing import Region
-from quark_brevitas.preparation import (
-    factor_shapes,
-    inner,
-    keep_float_weights,
-    path_of,
-    put_factors,
-)
+from quark_brevitas.preparation import keep_float_weights
+from quark_brevitas.wrappers import factor_shapes, inner, path_of, put_factors
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.partial import Partial

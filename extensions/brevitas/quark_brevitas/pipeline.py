@@ -14,6 +14,7 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
 from quark_brevitas.model import Prepared
 from quark_brevitas.options import LearnedRound, accumulator_of
+from quark_brevitas.wrappers import path_of, put_factor
 from quark_core.plan import PlanEntry
 
 Run = Callable[[Prepared], Iterator[str]]
@@ -116,28 +117,17 @@ def _on_quantized_layers(config: BrevitasConfig, entries: tuple[PlanEntry, ...])
 
 def _equalize(config: BrevitasConfig) -> Run:
     def run(prepared: Prepared) -> Iterator[str]:
-        from brevitas.graph.equalize import activation_equalization_mode
+        from quark_brevitas.algorithms.stock import StockEqualization
 
         options = config.activation_equalization
         assert options is not None
         if options.mode == "fused":
             yield from _smooth(prepared, options.alpha)
             return
-        layerwise = options.mode == "layerwise"
-        plan = prepared.plan
-        kept = {preparation.path_of(prepared.module, entry.name) for entry in plan.quantized}
-        others = [
-            name for name, _ in prepared.module.named_modules() if name not in kept and name != ""
-        ]
-        mode = activation_equalization_mode(
-            prepared.module,
-            options.alpha,
-            add_mul_node=layerwise,
-            layerwise=layerwise,
-            blacklist_layers=others if layerwise else None,
-        )
-        with preparation.quiet(), mode:
-            yield "activation equalization"
+        paths = [path_of(prepared.module, entry.name) for entry in prepared.plan.quantized]
+        work = StockEqualization(prepared.module, paths, options)
+        with _feeding(prepared, work), preparation.quiet():
+            yield from work.passes()
 
     return run
 
@@ -166,7 +156,7 @@ def _awq(config: BrevitasConfig) -> Run:
             layers,
             [*prepared.regions, *rest],
             lambda name, weight: preparation.rounded(weight, plan[name], config),
-            lambda name, factor: preparation.put_factor(model, name, factor),
+            lambda name, factor: put_factor(model, name, factor),
             config.awq,
             prepared.partial,
         )
@@ -280,6 +270,7 @@ def _algorithm(config: BrevitasConfig) -> Run:
             )
         with _feeding(prepared, work), preparation.quiet():
             yield from work.passes()
+        prepared.notes += getattr(work, "notes", [])
 
     return run
 

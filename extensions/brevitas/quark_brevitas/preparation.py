@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import nn
 
 from quark_brevitas import attention
 from quark_brevitas.config import BrevitasConfig
-from quark_brevitas.low_rank import LowRankBranch
+from quark_brevitas.wrappers import WRAPPED, inner
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan, PlanEntry
 
@@ -29,8 +27,6 @@ OPS: dict[type, str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
 }
 """Layers the backend quantizes; exactly these classes, as Brevitas replaces no subclass."""
-_WRAPPED = "layer"
-"""What Brevitas calls a layer within the module that multiplies its input first."""
 
 
 @contextmanager
@@ -263,51 +259,6 @@ def _quantizer(entry: PlanEntry, config: BrevitasConfig) -> Any:
     )
 
 
-def _wrappers() -> tuple[Any, Any]:
-    """Brevitas's modules that multiply, or rotate, what a layer receives."""
-    # Imported first of all of Brevitas, the module of these two would import itself in turn.
-    importlib.import_module("brevitas.graph")
-    from brevitas.nn.equalized_layer import EqualizedModule, RotatedModule
-
-    return EqualizedModule, RotatedModule
-
-
-def inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where a factor or a rotation was put before it, or a branch beside it."""
-    factor, rotation = _wrappers()
-    while isinstance(module, factor | rotation | LowRankBranch):
-        module = module.layer
-    return module
-
-
-def path_of(model: nn.Module, name: str) -> str:
-    """The dotted path of the layer the plan knows by a name, behind what was put before it."""
-    module, layer = model.get_submodule(name), inner(model.get_submodule(name))
-    while module is not layer:
-        name, module = f"{name}.{_WRAPPED}", module.get_submodule(_WRAPPED)
-    return name
-
-
-def factor_shapes(model: nn.Module, plan: Plan) -> dict[str, list[int]]:
-    """The shapes in which factors of activation equalization meet inputs, by layer."""
-    factor, _ = _wrappers()
-    found = {}
-    for entry in plan.quantized:
-        module, layer = model.get_submodule(entry.name), inner(model.get_submodule(entry.name))
-        while module is not layer:
-            if isinstance(module, factor):
-                found[entry.name] = list(module.scale.runtime_shape)
-            module = module.get_submodule(_WRAPPED)
-    return found
-
-
-def put_factor(model: nn.Module, name: str, values: torch.Tensor) -> None:
-    """Multiply what a layer receives, in place."""
-    put_factors(model, {name: list(values.shape)})
-    factor: Any = model.get_submodule(path_of(model, name).removesuffix(f".{_WRAPPED}"))
-    factor.scale.weight.data.copy_(values)
-
-
 def rounded(weight: torch.Tensor, entry: PlanEntry, config: BrevitasConfig) -> torch.Tensor:
     """A Linear layer's weight as its quantizer in Brevitas would have it."""
     import brevitas.nn as qnn
@@ -316,17 +267,6 @@ def rounded(weight: torch.Tensor, entry: PlanEntry, config: BrevitasConfig) -> t
     layer.weight = nn.Parameter(weight)
     found: torch.Tensor = layer.eval().quant_weight().value
     return found
-
-
-def put_factors(model: nn.Module, shapes: dict[str, list[int]]) -> None:
-    """Put a factor, one for now, before each of these layers."""
-    from brevitas.nn.quant_scale_bias import ScaleBias
-
-    wrapper, _ = _wrappers()
-    for name, shape in shapes.items():
-        factor = ScaleBias(prod(shape), bias=False, runtime_shape=tuple(shape))
-        path = path_of(model, name)
-        model.set_submodule(path, wrapper(factor, model.get_submodule(path)))
 
 
 def keep_float_weights(layers: Mapping[str, Any]) -> None:
@@ -340,8 +280,8 @@ def keep_float_weights(layers: Mapping[str, Any]) -> None:
 def _planned(path: str, plan: Plan) -> str:
     """The plan's name of a layer that may have been wrapped since."""
     name = path
-    while name not in plan and name.endswith(f".{_WRAPPED}"):
-        name = name.removesuffix(f".{_WRAPPED}")
+    while name not in plan and name.endswith(f".{WRAPPED}"):
+        name = name.removesuffix(f".{WRAPPED}")
     return name if name in plan else path
 
 

@@ -15,6 +15,7 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.model import BrevitasModel, Prepared
 from quark_brevitas.options import fused_option
 from quark_brevitas.pipeline import Stage, stages
+from quark_brevitas.wrappers import path_of, show_layers
 from quark_core.batch import Batch
 from quark_core.errors import DataError, QuantizationError
 from quark_core.plan import Plan, PlanEntry, Step
@@ -178,13 +179,14 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         if self.config.low_rank is not None:
             plan, config, model = prepared.plan, self.config, prepared.module
             linear = [entry.name for entry in plan.quantized if entry.op == "linear"]
-            paths = {name: preparation.path_of(model, name) for name in linear}
+            paths = {name: path_of(model, name) for name in linear}
             low_rank.put_branches(
                 model,
                 paths,
                 self.config.low_rank,
                 lambda name, weight: preparation.rounded(weight, plan[name], config),
             )
+            show_layers(model)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
         else:

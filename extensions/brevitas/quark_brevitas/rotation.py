@@ -18,6 +18,7 @@ from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.graphs import GraphView, is_traced, plain_norms, record
 from quark_brevitas.options import Rotation
 from quark_brevitas.preparation import untie
+from quark_brevitas.wrappers import show_layers
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 
@@ -63,6 +64,7 @@ def transform(
                 _rotate_graph(view, config.rotation, set(quantized), example)
     if config.rotation is not None and config.rotation.mode == "layerwise":
         _rotate_layers(model, config.rotation, set(quantized))
+    show_layers(model)
     return unchanged.compared(
         before,
         unchanged.output_of(model, example),

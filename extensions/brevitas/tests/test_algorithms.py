@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quark_brevitas.algorithms import walk
 from quark_brevitas.algorithms.columns import input_columns
 from quark_brevitas.algorithms.grid import Grid
 from quark_brevitas.algorithms.walk import Walk
@@ -274,11 +275,39 @@ def test_layers_see_what_they_see_in_the_model(correlated: list[Batch]) -> None:
         walk.finish(step)
 
 
-def test_outputs_of_blocks_that_are_used_twice_are_not_made_up(correlated: list[Batch]) -> None:
+@pytest.mark.parametrize("algorithm", ["gptq", "qronos"])
+def test_outputs_of_blocks_that_are_used_twice_are_not_made_up(
+    correlated: list[Batch], algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = Skipping().eval()
-    with pytest.raises(QuantizationError, match=r"layer 'last'.*are not finite"):
-        _quantizer(algorithm="gptq").quantize(model, correlated)
+    found = _quantizer(algorithm=algorithm).quantize(model, correlated)
+    monkeypatch.setattr(walk, "_stack", lambda *_: [])
+    whole = _quantizer(algorithm=algorithm).quantize(model, correlated)
+    for entry in found.plan.quantized:
+        layers: list[Any] = [quantized.layer(entry.name) for quantized in (found, whole)]
+        assert torch.equal(layers[0].weight, layers[1].weight)
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "gpfq", "qronos"])
+def test_inputs_may_be_tiny(algorithm: str) -> None:
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(24, 8, bias=False)).eval()
+    data = torch.randn(64, 24) @ torch.randn(24, 24)
+    codes = []
+    for size in (1.0, 2.0**-68):
+        quantized = _quantizer(algorithm=algorithm).quantize(model, [data * size])
+        layer: Any = quantized.layer("0")
+        codes.append(layer.weight)
+    different = (codes[0] != codes[1]).float().mean()
+    assert different < 0.05  # float32 has few digits left there
+
+
+def test_values_that_are_not_finite_are_named(blocks: nn.Module, correlated: list[Batch]) -> None:
+    with torch.no_grad():
+        blocks.get_submodule("blocks.1.left").get_parameter("bias")[0] = torch.inf
+    with pytest.raises(QuantizationError, match=r"layer 'blocks.1.join'.*are not finite"):
+        _quantizer(algorithm="gptq").quantize(blocks, correlated)
 
 
 def test_switching_a_layer_off_gives_its_float_weight(

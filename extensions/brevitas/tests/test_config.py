@@ -65,6 +65,13 @@ PASSES: list[dict[str, Any]] = [
 
 
 NORMS = {"merge_layernorm": True, "layernorm_to_rmsnorm": True}
+LEARNED_BLOCKS = {
+    "name": "learned_round",
+    "function": "identity",
+    "iterations": 2,
+    "blocks": "feed",
+    "learn_scale": True,
+}
 OPTIONS: list[dict[str, Any]] = [
     *PASSES,
     {"merge_layernorm": True},
@@ -89,6 +96,21 @@ OPTIONS: list[dict[str, Any]] = [
     {"equalize_iterations": 2, "equalize_scale": "range"},
     {"equalize_iterations": 2, "equalize_bias_shrinkage": 2.0},
     {"equalize_bias_shrinkage": 2.0},
+    {"awq": {"steps": 2}},
+    {"low_rank": {"rank": 2}},
+    {"narrow_range": True},
+    {"scale_rounding": "floor"},
+    {"bias": "int32"},
+    {"rules": [{"io": "output", "weight": "int8"}]},
+    {"algorithm": {"name": "gptq", "quantized_inputs": True, "act_order": True}},
+    {"algorithm": {"name": "gptq", "accumulator": {"bits": 16}}},
+    {"algorithm": {"name": "gptq", "accumulator": {"bits": 20, "tile": 4}, "engine": "brevitas"}},
+    {"algorithm": {"name": "gpfq", "accumulator": {"bits": 20, "tile": 4}}},
+    {"algorithm": {"name": "gpfq", "engine": "brevitas"}},
+    {"algorithm": {"name": "qronos", "engine": "brevitas"}},
+    {"algorithm": {"name": "learned_round", "iterations": 2, "learn_scale": True}},
+    {"algorithm": {"name": "learned_round", "iterations": 2, "blocks": "feed"}},
+    {"algorithm": LEARNED_BLOCKS},
 ]
 CONTEXTS: list[dict[str, Any]] = [
     {"backend": backend, "weight": weight, "input": text}
@@ -130,7 +152,7 @@ class Mixed(nn.Module):
         self.embed = nn.Linear(8, 8)
         self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
         self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
-        self.up, self.act, self.down = nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)
+        self.feed = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
         self.norm3, self.head = nn.LayerNorm(8), nn.Linear(8, 6)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +160,7 @@ class Mixed(nn.Module):
         y = self.norm1(x)
         y = nn.functional.scaled_dot_product_attention(self.q(y), self.k(y), self.v(y))
         x = x + self.o(y)
-        x = x + self.down(self.act(self.up(self.norm2(x))))
+        x = x + self.feed(self.norm2(x))
         out: Tensor = self.head(self.norm3(x))
         return out
 

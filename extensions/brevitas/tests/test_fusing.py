@@ -324,6 +324,19 @@ def test_an_interrupted_run_has_the_same_factors(
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_a_layer_may_have_a_factor_before_it_and_take_over_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    with torch.no_grad():
+        model[0].weight[::5] *= 15
+    x = [torch.randn(64, 16) * torch.linspace(0.1, 9, 16)]
+    first = _quantizer(AWQ).quantize(model, x, partial=tmp_path)
+    assert _wrapped(first.module) == ["0"]
+    again = _quantizer(AWQ).quantize(model, [-x[0]], partial=tmp_path)
+    assert torch.equal(first(x[0]), again(x[0]))
+    assert not torch.allclose(first.module.get_parameter("2.weight"), model[2].weight)
+
+
 def test_a_cache_goes_on_working(llama: nn.Module, tokens: list[dict[str, Tensor]]) -> None:
     quantized = _quantizer(AWQ).quantize(llama, tokens)
     given: Any = quantized.module

@@ -348,7 +348,7 @@ def test_static_and_block_inputs_mix(tiny: nn.Module, batches: list[Tensor]) -> 
 
 def test_brevitas_may_be_imported_by_us_first() -> None:
     script = (
-        "import torch; from quark_brevitas.preparation import inner;"
+        "import torch; from quark_brevitas.wrappers import inner;"
         "layer = torch.nn.Linear(1, 1); assert inner(layer) is layer"
     )
     done = subprocess.run(

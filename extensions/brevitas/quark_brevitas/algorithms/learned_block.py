@@ -71,12 +71,13 @@ class BlockLearning:
 
     def passes(self) -> Iterator[str]:
         """One pass over the data a block, then its layers learn."""
-        for count, (block, layers) in enumerate(self._blocks, start=1):
-            if not self._kept.read(count, layers):
-                self._block, self._received, self._wanted = block, [], []
-                yield f"{self._options.name} block {count}/{len(self._blocks)}"
-                self._learn(count, block, layers)
-                self._kept.write(count, layers)
+        with _without_cache(self._model):
+            for count, (block, layers) in enumerate(self._blocks, start=1):
+                if not self._kept.read(count, layers):
+                    self._block, self._received, self._wanted = block, [], []
+                    yield f"{self._options.name} block {count}/{len(self._blocks)}"
+                    self._learn(count, block, layers)
+                    self._kept.write(count, layers)
 
     def feed(self, batch: Batch) -> None:
         """Keep what the block receives, and what the float one returns."""
@@ -136,6 +137,25 @@ class BlockLearning:
 def _copy(batch: Batch) -> Batch:
     """The same values in tensors of their own, which a block may change in place."""
     return batch.map(lambda tensor: tensor.detach().clone())
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """For a while, blocks of transformers do not keep keys and values of the calls before."""
+    found = {id(config): config for module in model.modules() if (config := _caching(module))}
+    try:
+        for config in found.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in found.values():
+            config.use_cache = True
+
+
+def _caching(module: nn.Module) -> Any:
+    """A module's configuration, if it asks for such a cache."""
+    config = getattr(module, "config", None)
+    return config if getattr(config, "use_cache", False) is True else None
 
 
 @contextmanager

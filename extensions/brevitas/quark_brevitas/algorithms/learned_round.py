@@ -19,7 +19,7 @@ from quark_brevitas.algorithms.choices import Choice, fit
 from quark_brevitas.algorithms.columns import plain
 from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.rounding import FLOAT, QUANTIZED, FloatMode
-from quark_brevitas.algorithms.walk import Step, Walk
+from quark_brevitas.algorithms.walk import Step, Walk, same_rows
 from quark_brevitas.options import LearnedRound
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
@@ -75,39 +75,69 @@ class Learning:
                 self._kept.write(count, layers)
             self._walk.finish(step)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should hear."""
+        return self._walk.missed(self._layers)
+
     def feed(self, batch: Batch) -> None:
         """Keep what the layers of the step receive, and what they should return."""
         assert self._step is not None
-        self._walk.run(self._step, batch, self._index, QUANTIZED, self._received.append)
+        found: dict[str, Tensor] = {}
+        self._walk.run(self._step, batch, self._index, QUANTIZED, partial(_put, found, QUANTIZED))
         with self._float:
-            look = partial(self._target, self._step)
-            self._walk.run(self._step, batch, self._index, FLOAT, look)
+            self._walk.run(self._step, batch, self._index, FLOAT, partial(_put, found, FLOAT))
         self._index += 1
-
-    def _target(self, step: Step, x: Tensor) -> None:
-        for name in step.layers:
+        if QUANTIZED not in found:
+            return
+        x = found[QUANTIZED]
+        self._received.append(x)
+        target = same_rows(x, found.get(FLOAT))
+        for name in self._step.layers:
             layer = self._layers[name]
             weight = layer.weight_orig.to(layer.weight.device)
-            self._wanted[name].append(layer.inner_forward_impl(x, weight, layer.bias))
+            self._wanted[name].append(layer.inner_forward_impl(target, weight, layer.bias))
 
     def _learn(self, name: str) -> None:
         layer, spec = self._layers[name], self._entries[name].weight
         assert spec is not None
+        if not self._received:
+            return  # no batch reached it
         choice = Choice(layer, spec, self._options)
-        x, wanted = torch.cat(self._received), torch.cat(self._wanted[name])
         with torch.no_grad():
-            x = plain(layer.input_quant(x))
+            samples = [
+                pair
+                for x, wanted in zip(self._received, self._wanted[name], strict=True)
+                for pair in zip(plain(layer.input_quant(x)), wanted, strict=True)
+            ]
 
-        def error(rows: Tensor) -> Tensor:
-            out: Tensor = layer.inner_forward_impl(x[rows], choice.weight().to(x.dtype), layer.bias)
-            return (out - wanted[rows]).square().sum(1).mean()
+        def error(drawn: list[int]) -> Tensor:
+            weight = choice.weight().to(samples[0][0].dtype)
+            total = torch.zeros(())
+            for x, wanted in _stacked([samples[at] for at in drawn]):
+                out: Tensor = layer.inner_forward_impl(x, weight, layer.bias)
+                total = total + (out - wanted).square().sum(1).mean() * len(x)
+            return total / len(drawn)
 
-        fit([choice], error, self._samples(name, len(x)), self._options)
+        fit([choice], error, self._samples(name, len(samples)), self._options)
         choice.settle()
 
-    def _samples(self, name: str, count: int) -> Iterator[Tensor]:
-        """Rows for each step, the same for a layer whatever was learned before it."""
+    def _samples(self, name: str, count: int) -> Iterator[list[int]]:
+        """Samples for each step, the same for a layer whatever was learned before it."""
         generator = torch.Generator().manual_seed(self._seed + crc32(name.encode()))
         size = min(self._options.batch_size, count)
         for _ in range(self._options.iterations):
-            yield torch.randint(count, (size,), generator=generator)
+            yield torch.randint(count, (size,), generator=generator).tolist()
+
+
+def _put(found: dict[str, Tensor], stream: str, x: Tensor) -> None:
+    found[stream] = x
+
+
+def _stacked(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples of equal shape together: texts may differ in length, and images in size."""
+    by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+    for pair in pairs:
+        by_shape.setdefault(tuple(pair[0].shape), []).append(pair)
+    for alike in by_shape.values():
+        yield torch.stack([x for x, _ in alike]), torch.stack([wanted for _, wanted in alike])

@@ -20,7 +20,7 @@ from quark_brevitas.algorithms.columns import (
 )
 from quark_brevitas.algorithms.grid import Grid
 from quark_brevitas.algorithms.kept import Kept
-from quark_brevitas.algorithms.walk import Step, Walk
+from quark_brevitas.algorithms.walk import Step, Walk, same_rows
 from quark_brevitas.options import GPFQ, GPTQ, TWO_STREAMS, Qronos, accumulator_of
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch
@@ -84,6 +84,11 @@ class Rounding:
                 if not known:
                     self._kept.write(count, layers)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should hear."""
+        return self._walk.missed(self._layers)
+
     def feed(self, batch: Batch) -> None:
         """Run one batch up to the step under way."""
         assert self._step is not None
@@ -99,21 +104,25 @@ class Rounding:
 
     def _collect(self, received: Mapping[str, Tensor]) -> None:
         assert self._step is not None
+        if QUANTIZED not in received:
+            return
         layer = self._layers[self._step.layers[0]]
-        x = received[QUANTIZED]
+        given = x = received[QUANTIZED]
         if self._quantized_inputs:
             x = plain(layer.input_quant(x))
         columns = input_columns(layer, x)
         moments = second_moments(columns)
         self._moments = moments if self._moments is None else self._moments.add_(moments)
         if self._two:
-            mixed = second_moments(columns, input_columns(layer, received[FLOAT]))
+            wanted = same_rows(given, received.get(FLOAT))
+            mixed = second_moments(columns, input_columns(layer, wanted))
             self._mixed = mixed if self._mixed is None else self._mixed.add_(mixed)
 
     def _round(self, name: str) -> None:
         layer, spec = self._layers[name], self._entries[name].weight
         assert spec is not None
-        assert self._moments is not None
+        if self._moments is None:
+            return  # no batch reached it
         grid = Grid.of(layer, spec)
         groups = groups_of(layer)
         weights = weight_rows(layer.weight, groups)

@@ -19,6 +19,7 @@ from torch import Tensor
 from quark_brevitas.algorithms.accumulate import Limit
 from quark_brevitas.algorithms.grid import Grid, Rounder
 
+_TINY = 1e-30
 _BLOCK = 128
 """Columns after which the rest of the weight is brought up to date in one product."""
 
@@ -51,6 +52,7 @@ def gptq(
         damping: Added to the diagonal, as a share of its mean.
         limit: Keeps codes to a register.
     """
+    moments = moments / _unit(moments)
     dead = moments.diagonal() == 0
     moments = moments + torch.diag(dead.to(moments.dtype))
     weight = weight.masked_fill(dead, 0.0)
@@ -125,6 +127,8 @@ def qronos(
         act_order: Columns with the largest inputs first.
         alpha: Damping, as a share of the largest eigenvalue.
     """
+    unit = _unit(moments)
+    moments, mixed = moments / unit, mixed / unit
     dead = moments.diagonal() == 0
     moments = moments + torch.diag(dead.to(moments.dtype))
     weight = weight.masked_fill(dead, 0.0)
@@ -141,6 +145,12 @@ def qronos(
     fitted = torch.linalg.solve(rest, wanted.t()).t()
     others = _diffuse(fitted, _factor(rest), rounder, 1)
     return _restore(torch.cat([rounded, others], 1), order)
+
+
+def _unit(moments: Tensor) -> float:
+    """What to divide second moments by, as those of tiny inputs have no inverse in float32."""
+    mean = float(moments.diagonal().mean())
+    return mean if 0 < mean < _TINY else 1.0
 
 
 def _ones(like: Tensor) -> Tensor:

@@ -1,14 +1,21 @@
-"""Brevitas's own code for GPTQ, GPFQ and Qronos, driven by the host's passes."""
+"""Brevitas's own code for activation equalization and algorithms, driven by the host's passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from quark_brevitas.options import GPFQ, GPTQ, Qronos, accumulator_of
+from quark_brevitas.options import (
+    GPFQ,
+    GPTQ,
+    ActivationEqualization,
+    Qronos,
+    accumulator_of,
+)
+from quark_brevitas.wrappers import show_layers
 from quark_core.batch import Batch
 
 
@@ -34,6 +41,59 @@ class Stock:
     def feed(self, batch: Batch) -> None:
         """Run one batch as far as the mode lets it."""
         batch.run(self._mode.model)
+
+
+class StockEqualization:
+    """Brevitas's activation equalization: a pass over the data, then factors.
+
+    Args:
+        model: The float model.
+        paths: Where its layers are that will be quantized.
+        options: How to equalize; ``layerwise`` or ``fx``.
+    """
+
+    def __init__(
+        self, model: nn.Module, paths: Collection[str], options: ActivationEqualization
+    ) -> None:
+        from brevitas.graph.equalize import activation_equalization_mode
+
+        self._model, self._layerwise = model, options.mode == "layerwise"
+        others = [name for name, _ in model.named_modules() if name not in paths and name != ""]
+        self._mode = activation_equalization_mode(
+            model,
+            options.alpha,
+            add_mul_node=self._layerwise,
+            layerwise=self._layerwise,
+            blacklist_layers=others if self._layerwise else None,
+        )
+
+    def passes(self) -> Iterator[str]:
+        """One pass over the data, then factors are put before layers, or folded."""
+        with self._mode:
+            show_layers(self._model)
+            yield "activation equalization"
+        show_layers(self._model)
+
+    def feed(self, batch: Batch) -> None:
+        """Run one batch.
+
+        Brevitas keeps the largest value at each position. Those of channels are enough, and the
+        next batch may have other positions.
+        """
+        batch.run(self._model)
+        work = self._mode.graph_act_eq
+        for region in work.regions:
+            if self._layerwise:
+                keys = [region.get_module_from_name(next(iter(region.sinks)))]
+            else:
+                keys = [*region.acts, *region.sinks_names]
+            for key in keys:
+                seen = work.float_act_map.get(key)
+                if seen is not None and region.act_axis is not None:
+                    channels = region.act_axis % seen.ndim
+                    others = [axis for axis in range(seen.ndim) if axis != channels]
+                    found = seen.amax(others, keepdim=True) if others else seen
+                    work.float_act_map[key] = found
 
 
 def _mode(model: nn.Module, options: GPTQ | GPFQ | Qronos) -> Any:

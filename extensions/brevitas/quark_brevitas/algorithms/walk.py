@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,10 @@ _KEPT_BYTES = 2**30
 
 class _SeenError(Exception):
     """The layer looked for has been called; the rest of the model need not run."""
+
+
+class _MadeUpError(Exception):
+    """The layer looked for has received NaN that stood for the output of a block."""
 
 
 @dataclass
@@ -64,7 +68,8 @@ class Walk:
     of the last is kept for each batch. Finished layers of the block under way are not run again
     either, as long as there is memory for their outputs. What the model computes around them
     (masks, position embeddings, attention) runs each time, so nothing is assumed about it but
-    that the output of a block goes into the next and nowhere else.
+    that the output of a block goes into the next and nowhere else. NaN stands for those outputs:
+    where it turns up all the same, blocks run again from then on.
 
     Args:
         model: The model; called with batches.
@@ -99,7 +104,17 @@ class Walk:
         """Run one batch up to a step; ``look`` sees the tensor its layers receive.
 
         Steps must be run in order, and each with every batch, for one stream of values.
+
+        Raises:
+            QuantizationError: The layers receive values that are not finite.
         """
+        try:
+            self._run(step, batch, index, stream, look)
+        except _MadeUpError:
+            self._spare_no_blocks()
+            self._run(step, batch, index, stream, look)
+
+    def _run(self, step: Step, batch: Batch, index: int, stream: str, look: Look) -> None:
         state = self._streams.setdefault(stream, _Stream())
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -116,10 +131,17 @@ class Walk:
             self._spare_layers(state, index, stack)
             # The others of the step receive the same tensor.
             first = step.layers[0]
-            hook = _seen(first, look)
+            hook = _seen(first, look, made_up=state.done > 1)
             stack.callback(self._layers[first].register_forward_pre_hook(hook).remove)
             stack.enter_context(suppress(_SeenError))
             batch.run(self._model)
+
+    def _spare_no_blocks(self) -> None:
+        self._blocks = []
+        for step in self.steps:
+            step.block = 0
+        for state in self._streams.values():
+            state.done, state.outputs, state.fresh = 0, {}, {}
 
     def finish(self, step: Step) -> None:
         """Every batch has been run up to a step, and its layers get their final weights now."""
@@ -129,6 +151,18 @@ class Walk:
                 for name in [name for name in state.layers if self._behind(name, state.done)]:
                     self._kept_bytes -= sum(map(_size, state.layers.pop(name).values()))
         self._finished.update(self._once.intersection(step.layers))
+
+    def missed(self, layers: Iterable[str]) -> list[str]:
+        """A sentence about the layers that are in no step, if there are any."""
+        seen = {name for step in self.steps for name in step.layers}
+        names = [name for name in layers if name not in seen]
+        if not names:
+            return []
+        listed = ", ".join(names[:5]) + ("..." if len(names) > 5 else "")
+        return [
+            f"{len(names)} layer(s) keep nearest codes, as the first batch called none of "
+            f"them: {listed}"
+        ]
 
     def _behind(self, layer: str, done: int) -> bool:
         """Whether a layer is in a block that does not run again."""
@@ -154,15 +188,25 @@ class Walk:
             self._kept_bytes += _size(output)
 
 
-def _seen(name: str, look: Look) -> Callable[..., None]:
+def same_rows(quantized: Tensor, wanted: Tensor | None) -> Tensor:
+    """What a layer receives in the float model, if it belongs row by row to what it is given.
+
+    Experts are handed other rows there: these are compared on the inputs they are given.
+    """
+    alike = wanted is not None and wanted.shape == quantized.shape
+    return wanted if alike and wanted is not None else quantized
+
+
+def _seen(name: str, look: Look, *, made_up: bool) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
         x = plain(args[0])
         if not bool(x.isfinite().all()):
+            if made_up:
+                raise _MadeUpError
             raise QuantizationError(
                 "the layer receives values that are not finite",
                 where=f"layer {name!r}",
-                fix="Look for infinite calibration data; if they are finite, and outputs of "
-                "blocks are used by more than the next block, write engine: brevitas",
+                fix="Look for infinite values in the calibration data and in weights",
             )
         look(x)
         raise _SeenError
