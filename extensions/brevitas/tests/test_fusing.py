@@ -349,6 +349,18 @@ def test_a_cache_goes_on_working(llama: nn.Module, tokens: list[dict[str, Tensor
 
 
 @pytest.mark.parametrize("fields", [SMOOTH, AWQ])
+def test_the_plan_says_where_factors_go(fields: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    fused, layerwise = (
+        _quantizer(one).make_plan(model, torch.randn(2, 8)).steps[0]
+        for one in (fields, _layerwise(fields))
+    )
+    assert fused.name == layerwise.name
+    assert "norms and layers before take over the factors" in fused.reason
+    assert "take over" not in layerwise.reason
+
+
+@pytest.mark.parametrize("fields", [SMOOTH, AWQ])
 def test_refusals(fields: dict[str, Any]) -> None:
     quantizer, model = _quantizer(fields), nn.Sequential(nn.Linear(8, 8), nn.GELU())
     where = "activation_equalization.mode" if "awq" not in fields else "awq.mode"
