@@ -8,11 +8,11 @@ one, and its calls are led there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -84,11 +84,36 @@ def settings(options: Attention, spec: TensorSpec) -> dict[str, Any]:
     given: dict[str, Any] = {
         name: quantizer if name in PARTS[options.tensors].values() else None for name in _ALL
     }
-    softmax = PARTS["qkvs"]["softmax"]
+    key, softmax = PARTS["qkvs"]["key"], PARTS["qkvs"]["softmax"]
+    if spec.granularity is not None and spec.granularity.kind == "token":
+        # Keys come transposed: a token is a column.
+        given[key] = quantizer.let(
+            scaling_stats_input_view_shape_impl=OverColumns,
+            dynamic_scaling_broadcastable_fn=_one_a_column,
+        )
     if given[softmax] is not None and spec.symmetric and spec.number_format.exponent is None:
         # Shares of attention are never negative.
         given[softmax] = quantizer.let(signed=False)
     return given
+
+
+def quantized(options: Attention, spec: TensorSpec) -> nn.Module:
+    """A quantized attention for a traced graph, which may be given quantized tensors."""
+    from brevitas.nn import QuantScaledDotProductAttention
+    from brevitas.quant_tensor import QuantTensor
+
+    class Attending(QuantScaledDotProductAttention):  # type: ignore[misc]
+        """Takes the values: Brevitas's own cannot scale what comes with a scale already."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            def plain(value: Any) -> Any:
+                return value.value if isinstance(value, QuantTensor) else value
+
+            values = {name: plain(value) for name, value in kwargs.items()}
+            return super().forward(*map(plain, args), **values)
+
+    site: nn.Module = Attending(**settings(options, spec))
+    return site.eval()
 
 
 def quantizers(site: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -103,6 +128,22 @@ def _is_site(module: nn.Module) -> bool:
     from brevitas.nn import ScaledDotProductAttention
 
     return isinstance(module, ScaledDotProductAttention)
+
+
+class OverColumns(nn.Module):
+    """Columns of each matrix, one a row: ``[..., rows, columns]`` becomes ``[n, rows]``."""
+
+    # Brevitas injects what a constructor names, and refuses those that take anything.
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Arrange them."""
+        return x.transpose(-1, -2).reshape(-1, x.shape[-2])
+
+
+def _one_a_column(scale: Tensor, shape: Sequence[int]) -> Tensor:
+    return scale.view(*shape[:-2], 1, shape[-1])
 
 
 class _Led(TorchFunctionMode):

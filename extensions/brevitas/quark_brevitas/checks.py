@@ -61,20 +61,15 @@ def attention(config: BrevitasConfig) -> None:
     problem = found[1] if found is not None else config.refuses(spec, "input")
     if problem is not None:
         raise ValueError(f"attention.spec: {problem}")
-    if spec.granularity is None or spec.granularity.kind != "tensor":
+    if spec.granularity is None or spec.granularity.kind not in ("tensor", "token"):
         raise ValueError(
             f"attention.spec: keys are transposed within attention, where {spec.granularity} "
-            f"scales have no place: write {spec.format}/tensor"
+            f"scales have no place: write {spec.format}/tensor, or {spec.format}/token/dynamic"
         )
     if spec.number_format.family == "integer" and not spec.number_format.signed:
         raise ValueError(
             "attention.spec: queries and keys are negative too: write "
             f"{spec.format.removeprefix('u')}, and softmax is unsigned all the same"
-        )
-    if config.backend == "fx":
-        raise ValueError(
-            "attention: fx hands quantized tensors to attention, which Brevitas's cannot "
-            "scale: write backend: layerwise"
         )
 
 

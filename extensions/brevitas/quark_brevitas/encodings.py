@@ -123,13 +123,13 @@ def _attention(layer: nn.Module, entry: PlanEntry) -> list[Encoding]:
             "symmetric": spec.symmetric is not False,
             "scale_format": spec.scale or "float32",
         }
+        if name == "softmax" and spec.symmetric and spec.number_format.family == "integer":
+            common["format"] = f"u{spec.format}"
+            spec = replace_format(spec, common["format"])
         if not is_static(spec):
             found.append(Encoding(**common, dynamic=True))
             continue
         numbers = _compact(quantizer(torch.zeros(1)), spec, None)
-        if name == "softmax" and spec.symmetric and spec.number_format.family == "integer":
-            common["format"] = f"u{spec.format}"
-            spec = replace_format(spec, common["format"])
         found.append(_static(common, numbers, spec))
     return found
 

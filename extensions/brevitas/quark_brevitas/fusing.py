@@ -111,7 +111,7 @@ def members(found: Iterable[Region]) -> list[str]:
 def fold(model: nn.Module, region: Region, factor: Tensor) -> None:
     """Divide what the source writes by a factor [width], and multiply the columns that read it."""
     if region.source:
-        source = model.get_submodule(region.source)
+        source = inner(model.get_submodule(region.source))
         weight = source.get_parameter("weight")
         divisor = factor.to(weight)
         rows = divisor[:, None] if weight.ndim == 2 else divisor

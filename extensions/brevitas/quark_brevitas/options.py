@@ -123,6 +123,12 @@ class LowRank(FrozenModel):
     """SVDQuant: keep the largest directions of each Linear weight float, and quantize the rest."""
 
     rank: int = Field(default=32, ge=1, description="Rank of the float branch beside a layer.")
+    iterations: int = Field(
+        default=1,
+        ge=1,
+        description="How often the branch is taken anew from what quantizing left; the best is "
+        "kept.",
+    )
 
 
 class Rotation(FrozenModel):

@@ -18,6 +18,7 @@ from quark_brevitas.wrappers import path_of, put_factor
 from quark_core.plan import PlanEntry
 
 Run = Callable[[Prepared], Iterator[str]]
+_FOLDED = "; norms and layers before take over the factors"
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def _on_float_layers(
         found.append(Stage("attention", reason))
     if config.activation_equalization is not None:
         reason = "moves the size of inputs into weights before scales are taken from either"
+        reason += _FOLDED if config.activation_equalization.mode == "fused" else ""
         found.append(Stage("activation equalization", reason, _equalize(config), before=True))
     if config.awq is not None:
         reason = "scales up the columns of weights whose rounding costs most, before scales"
+        reason += _FOLDED if config.awq.mode == "fused" else ""
         found.append(Stage("awq", reason, _awq(config), before=True))
     if config.magr is not None:
         reason = "shrinks large weights before their scales are taken"

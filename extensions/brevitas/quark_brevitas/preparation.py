@@ -205,6 +205,11 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
             quant_act_map=activations,
             quant_identity_map=identities,
         )
+    for entry in plan.quantized:
+        if entry.op == attention.OP:
+            assert config.attention is not None
+            assert entry.input is not None
+            rewritten.set_submodule(entry.name, attention.quantized(config.attention, entry.input))
     return rewritten
 
 

@@ -175,19 +175,34 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         changes = (self.config.activation_equalization, self.config.awq, self.config.magr)
         changed = any(change is not None for change in changes)
         moved = "codes" if self.config.algorithm is not None else ""
+        again = self._once()
         return BrevitasModel.load_state(
-            self.prepare(model, self._plan(model, example), example),
+            again.prepare(model, again._plan(model, example), example),
             directory,
-            self._rewrite,
+            again._rewrite,
             "weights" if changed else moved,
         )
 
+    def _once(self) -> BrevitasQuantizer:
+        """The same with branches of the right shapes, whose numbers come from a file."""
+        given = self.config.low_rank
+        if given is None or given.iterations == 1:
+            return self
+        low = given.model_copy(update={"iterations": 1})
+        return BrevitasQuantizer(self.config.model_copy(update={"low_rank": low}))
+
     def _rewrite(self, prepared: Prepared) -> None:
         if self.config.low_rank is not None:
-            linear = [entry.name for entry in prepared.plan.quantized if entry.op == "linear"]
-            paths = [path_of(prepared.module, name) for name in linear]
-            low_rank.put_branches(prepared.module, paths, self.config.low_rank.rank)
-            show_layers(prepared.module)
+            plan, config, model = prepared.plan, self.config, prepared.module
+            linear = [entry.name for entry in plan.quantized if entry.op == "linear"]
+            paths = {name: path_of(model, name) for name in linear}
+            low_rank.put_branches(
+                model,
+                paths,
+                self.config.low_rank,
+                lambda name, weight: preparation.rounded(weight, plan[name], config),
+            )
+            show_layers(model)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
         else:

@@ -143,6 +143,58 @@ def test_paths_that_lose_factors_are_no_regions() -> None:
     assert pairs == [("c", ["d"]), ("norm", ["e"])]
 
 
+class Squares(nn.Module):
+    """Products in which factors would count twice, and attention without positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = self.b(y * y)
+        y = self.c(y.relu() * (y * 2))
+        y = y.sin()
+        y = nn.functional.scaled_dot_product_attention(self.q(y), self.k(y), value=self.v(y))
+        out: Tensor = self.o(y)
+        return out
+
+
+def test_what_is_not_proportional_is_no_region() -> None:
+    found = fusing.regions(Squares().eval(), Batch((torch.randn(2, 6, 6),)), "abcqkvo")
+    assert [(one.source, list(one.sinks)) for one in found] == [("v", ["o"])]
+
+
+class Tied(nn.Module):
+    """An output layer that shares the embedding's weight, and another layer after the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(16, 8), nn.LayerNorm(8)
+        self.head, self.other = nn.Linear(8, 16, bias=False), nn.Linear(8, 4)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.embed(x))
+        return torch.cat([self.head(y), self.other(y)], -1)
+
+
+def test_float_layers_of_a_region_are_multiplied_too_and_get_weights_of_their_own(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.arange(16).reshape(4, 4)
+    quantizer = _quantizer({**SMOOTH, "rules": [{"name": "head", "skip": True}]})
+    quantized = quantizer.quantize(model, [x])
+    after = quantized.module
+    assert torch.equal(after.embed.weight, model.embed.weight)
+    assert not torch.allclose(after.head.weight, model.head.weight)
+    torch.testing.assert_close(quantized(x)[..., :16], model(x)[..., :16])
+    quantized.save(tmp_path)
+    assert torch.equal(quantizer.restore(model, tmp_path)(x), quantized(x))
+
+
 @pytest.mark.parametrize("fields", [SMOOTH, AWQ])
 def test_float_outputs_stay_and_nothing_is_left_at_run_time(
     llama: nn.Module, tokens: list[dict[str, Tensor]], fields: dict[str, Any]
@@ -272,6 +324,19 @@ def test_an_interrupted_run_has_the_same_factors(
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_a_layer_may_have_a_factor_before_it_and_take_over_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    with torch.no_grad():
+        model[0].weight[::5] *= 15
+    x = [torch.randn(64, 16) * torch.linspace(0.1, 9, 16)]
+    first = _quantizer(AWQ).quantize(model, x, partial=tmp_path)
+    assert _wrapped(first.module) == ["0"]
+    again = _quantizer(AWQ).quantize(model, [-x[0]], partial=tmp_path)
+    assert torch.equal(first(x[0]), again(x[0]))
+    assert not torch.allclose(first.module.get_parameter("2.weight"), model[2].weight)
+
+
 def test_a_cache_goes_on_working(llama: nn.Module, tokens: list[dict[str, Tensor]]) -> None:
     quantized = _quantizer(AWQ).quantize(llama, tokens)
     given: Any = quantized.module
@@ -281,6 +346,18 @@ def test_a_cache_goes_on_working(llama: nn.Module, tokens: list[dict[str, Tensor
         prompt, max_new_tokens=5, do_sample=False, pad_token_id=0, use_cache=False
     )
     assert torch.equal(long, slow)
+
+
+@pytest.mark.parametrize("fields", [SMOOTH, AWQ])
+def test_the_plan_says_where_factors_go(fields: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    fused, layerwise = (
+        _quantizer(one).make_plan(model, torch.randn(2, 8)).steps[0]
+        for one in (fields, _layerwise(fields))
+    )
+    assert fused.name == layerwise.name
+    assert "norms and layers before take over the factors" in fused.reason
+    assert "take over" not in layerwise.reason
 
 
 @pytest.mark.parametrize("fields", [SMOOTH, AWQ])

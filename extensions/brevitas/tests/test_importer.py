@@ -71,6 +71,7 @@ def test_objects() -> None:
         "weight": "int4/channel/sym",
         "input": "int8/tensor/asym/percentile:99.999",
         "bias": "int32",
+        "narrow_range": True,
         "algorithm": {"name": "gptq", "act_order": True},
         "bias_correction": True,
     }
@@ -94,6 +95,7 @@ def test_mappings() -> None:
     assert found["weight"] == "fp[1|4|3]/tensor/sym/mse"
     assert found["activation_equalization"] == {"mode": "layerwise", "alpha": 0.7}
     assert found["merge_bn"] is False
+    assert "narrow_range" not in found
     BrevitasConfig(**found)
 
 
@@ -135,3 +137,111 @@ def test_accumulator_widths_are_kept() -> None:
     wanted = {"name": "gpfq", "act_order": True, "accumulator": {"bits": 18}}
     assert found["algorithm"] == wanted
     assert BrevitasConfig(**found).algorithm is not None
+
+
+def test_default_weights_are_those_of_the_quantizer_quarks_extension_uses() -> None:
+    torch = pytest.importorskip("torch")
+    from brevitas.nn import QuantLinear
+    from brevitas.quant.scaled_int import Int8WeightPerChannelFloat
+    from quark_brevitas.quantizer import BrevitasQuantizer
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6)).eval()
+    layer = QLayerConfig(weight=QTensorConfig(qscheme=Scheme.per_channel, bit_width=4))
+    found = BrevitasConfig(**from_quark(Config(layer, pre_quant_opt_config=[])))
+    theirs = QuantLinear(8, 6, True, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=4)
+    theirs.weight.data, theirs.bias.data = model[0].weight.data, model[0].bias.data
+    x = torch.randn(5, 8)
+    assert torch.equal(BrevitasQuantizer(found).quantize(model)(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "words"),
+    [
+        ({"exclude": ["*head"]}, "exclude", "Config has no such field"),
+        (
+            {"global_quant_config": {"weight": {"group_size": 32}}},
+            "global_quant_config.weight.group_size",
+            "QTensorConfig has no such field",
+        ),
+        (
+            {"global_quant_config": {"weight": {"qscheme": "per_group"}}},
+            "global_quant_config.weight.qscheme",
+            "per_group: Quark's extension knows per_tensor and per_channel here",
+        ),
+        (
+            {"global_quant_config": {"input_tensors": {"qscheme": "per_channel"}}},
+            "global_quant_config.input_tensors.qscheme",
+            "knows per_tensor here",
+        ),
+        (
+            {"global_quant_config": {"bias": {"bit_width": 24}}},
+            "global_quant_config.bias.bit_width",
+            "biases have 16 or 32 bits here, not 24",
+        ),
+        (
+            {"global_quant_config": {"weight": {"param_type": "hqo"}}},
+            "global_quant_config.weight.param_type",
+            "known are stats and mse",
+        ),
+        (
+            {"pre_quant_opt_config": [{"type": "ActivationEqualization", "beta": 1}]},
+            "pre_quant_opt_config[0].beta",
+            "it has alpha, is_layerwise",
+        ),
+        (
+            {"algo_config": [{"type": "GPFQ", "percentage_of_processed_inputs": 0.5}]},
+            "algo_config[0].percentage_of_processed_inputs",
+            "write 1.0",
+        ),
+        (
+            {"algo_config": [{"type": "BiasCorrection"}, {"type": "GPTQ"}]},
+            "algo_config[1]",
+            "GPTQ runs before BiasCorrection here",
+        ),
+        ({"algo_config": [{"type": "AWQConfig"}]}, "algo_config[0]", "write awq: {}"),
+        ({"algo_config": [{"type": "QuaRot"}]}, "algo_config[0]", "rotation: {}"),
+        ({"algo_config": [{"type": "SVDQuant"}]}, "algo_config[0]", "low_rank: {rank: 32}"),
+        (
+            {"algo_config": [{"type": "GPTQ"}, {"type": "GPFQ"}]},
+            "algo_config[1]",
+            "there is an algorithm already",
+        ),
+    ],
+)
+def test_each_place_says_why(changes: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_quark(changes)
+    (problem,) = caught.value.problems
+    assert problem.path == path
+    assert words in str(caught.value)
+
+
+def test_all_passes_of_the_extension() -> None:
+    passes = ["GPFQ", "CalibrateBatchNorm", "BiasCorrection"]
+    found = from_quark(
+        {
+            "global_quant_config": {"weight": {}, "input_tensors": {"bit_width": 8}},
+            "pre_quant_opt_config": [
+                {
+                    "type": "Preprocess",
+                    "trace_model": True,
+                    "merge_batch_norm": False,
+                    "equalize_iterations": 0,
+                    "channel_splitting_ratio": 0.1,
+                    "channel_splitting_split_input": True,
+                },
+                {"type": "ActivationEqualization"},
+            ],
+            "algo_config": [{"type": name} for name in passes],
+        }
+    )
+    config = BrevitasConfig(**found)
+    assert (config.channel_splitting, config.split_inputs) == (0.1, True)
+    assert config.calibrate_bn
+    assert config.bias_correction
+    assert config.activation_equalization is not None
+    assert config.activation_equalization.mode == "layerwise"
+    assert config.algorithm is not None
+    assert config.algorithm.name == "gpfq"
+    assert config.narrow_range

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,80 @@ def test_equal_to_one_iteration_of_brevitas(model: nn.Module, x: Tensor) -> None
         theirs, ours = direct(x), quantizer.quantize(model)(x)
     # Two decompositions differ in their last bits, and a code or two with them.
     assert _sqnr(theirs, ours) > 40
+
+
+@pytest.fixture
+def spread() -> nn.Module:
+    """Linear layers without any direction that stands out."""
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 96)).eval()
+
+
+def _weight_errors(float_model: Any, iterations: int) -> list[float]:
+    quantized = _quantizer(low_rank={"rank": RANK, "iterations": iterations}).quantize(float_model)
+    found = []
+    for name in ("0", "2"):
+        branch = quantized.module.get_submodule(name)
+        whole = branch.layer.quant_weight().value + branch.up @ branch.down
+        found.append(float((whole - float_model.get_submodule(name).weight).detach().norm()))
+    return found
+
+
+def test_error_never_grows_with_iterations(spread: nn.Module) -> None:
+    errors = [_weight_errors(spread, iterations) for iterations in (1, 2, 3, 6, 12)]
+    for before, after in itertools.pairwise(errors):
+        assert all(b <= a * (1 + 1e-6) for a, b in zip(before, after, strict=True))
+    assert all(last < 0.95 * first for first, last in zip(errors[0], errors[-1], strict=True))
+
+
+def test_the_best_iteration_is_kept(spread: Any) -> None:
+    from quark_brevitas import low_rank
+    from quark_brevitas.options import LowRank
+
+    weight = spread[0].weight.detach().clone()
+    offsets, seen = iter((3.0, 1.0, 5.0, 2.0)), list[Tensor]()
+
+    def rounded(name: str, rest: Tensor) -> Tensor:
+        assert name == "first"
+        seen.append(rest)
+        return rest + next(offsets)
+
+    options = LowRank(rank=RANK, iterations=4)
+    low_rank.put_branches(spread, {"first": "0"}, options, rounded)
+    assert torch.equal(spread[0].layer.weight, seen[1])
+    assert torch.allclose(seen[1] + spread[0].up @ spread[0].down, weight, atol=1e-5)
+
+
+def test_equal_to_several_iterations_of_brevitas(spread: nn.Module) -> None:
+    from brevitas_examples.common.svd_quant import LayerwiseLowRankCorrection
+    from quark_brevitas import preparation
+
+    quantizer = _quantizer(low_rank={"rank": RANK, "iterations": 5})
+    direct = preparation.replace_layers(
+        copy.deepcopy(spread), quantizer.plan(spread), quantizer.config
+    )
+    with torch.no_grad():
+        direct, errors = LayerwiseLowRankCorrection(direct).apply(rank=RANK, iters=5)
+    weights = [spread.get_submodule(name).weight.norm().item() for name in ("0", "2")]
+    ours = [
+        error / weight for error, weight in zip(_weight_errors(spread, 5), weights, strict=True)
+    ]
+    assert ours == pytest.approx(errors.tolist(), rel=0.02)
+
+
+def test_loading_takes_iterated_branches_from_the_file(
+    spread: nn.Module, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quark_brevitas import low_rank
+
+    quantizer = _quantizer(low_rank={"rank": RANK, "iterations": 6})
+    quantized = quantizer.quantize(spread)
+    quantized.save(tmp_path)
+    monkeypatch.setattr(low_rank, "_refined", None)
+    loaded = quantizer.restore(spread, tmp_path)
+    assert torch.equal(loaded(x), quantized(x))
+    once = _quantizer().quantize(spread)
+    assert not torch.equal(once(x), quantized(x))
 
 
 def test_switched_off_it_is_the_float_model(model: nn.Module, x: Tensor) -> None:

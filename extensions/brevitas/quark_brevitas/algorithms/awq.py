@@ -77,11 +77,11 @@ class Scaling:
             }
             self._partial.put(_KEPT, factors)
         # After all searches: columns of one region may be rows of another.
-        for first, factor in factors.items():
-            region = self._regions[first]
-            fold(self._model, region, factor)
-            if not region.source:
-                self._put(first, 1 / factor)
+        for first, region in self._regions.items():
+            if (factor := factors.get(first)) is not None:
+                fold(self._model, region, factor)
+                if not region.source:
+                    self._put(first, 1 / factor)
 
     def feed(self, batch: Batch) -> None:
         """Run one batch."""
