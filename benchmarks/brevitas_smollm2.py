@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "magr + gptq": {"weight": W4, "magr": {"alpha": 0.001, "steps": 50}, "algorithm": "gptq"},
     "awq": {"weight": W4, "awq": {}},
     "awq, fused": {"weight": W4, "awq": {"mode": "fused"}},
+    "svdquant, rank 32": {"weight": W4, "low_rank": {"rank": 32}},
     "w8a8": W8A8,
     "w8a8 smoothquant 0.5": {**W8A8, "activation_equalization": {"alpha": 0.5}},
     "w8a8 smoothquant 0.5, fused": {

@@ -178,10 +178,13 @@ def _callers(model: nn.Module, example: Batch) -> list[str]:
         found.setdefault(inside[-1] if inside else "")
         return scaled_dot_product_attention(*args, **kwargs)
 
+    def leaving(*_: Any) -> None:
+        inside.pop()
+
     with ExitStack() as stack:
         for name, module in model.named_modules():
             enter = module.register_forward_pre_hook(_entering(inside, name))
-            leave = module.register_forward_hook(lambda *_: inside.pop() and None)
+            leave = module.register_forward_hook(leaving)
             stack.callback(enter.remove)
             stack.callback(leave.remove)
         stack.enter_context(_Led(note))
