@@ -32,6 +32,7 @@ _ENOUGH = 60.0
 _HALF_PRECISION = 45.0
 """The same where scales are stored as float16, whose rounding alone leaves 60 to 70 dB."""
 _PERFECT = 300.0
+_IN_FULL = "Load the model in float32 before it is quantized: in half precision each sum is rounded"
 _WIDEST = 8
 _SAMPLES = 3
 """With so many samples a file is run that should take any number of them."""
@@ -137,6 +138,8 @@ def _require_equal(measured: float, floor: float, subject: Subject) -> None:
     if measured >= floor:
         return
     fix = "Use checkpoint, or another of the backend's forms"
+    if subject.rounds:
+        fix = _IN_FULL
     halves = [
         entry.name
         for entry in subject.plan.quantized
@@ -157,13 +160,16 @@ def _require_equal(measured: float, floor: float, subject: Subject) -> None:
 
 def _refusal(error: Exception, subject: Subject) -> ExportError:
     layer = culprit(error, subject)
+    fix = "Use checkpoint, or change what the model's forward does there"
+    if subject.rounds:
+        fix = _IN_FULL
+    elif subject.name != "pt2":
+        fix = fix.replace("Use", "Use pt2 or")
     return ExportError(
         f"{subject.name} cannot hold the model",
         where=f"export {subject.name}" + (f", layer {layer!r}" if layer else ""),
         cause=_short(error),
-        fix="Use checkpoint, or change what the model's forward does there"
-        if subject.name == "pt2"
-        else "Use pt2 or checkpoint, or change what the model's forward does there",
+        fix=fix,
     )
 
 

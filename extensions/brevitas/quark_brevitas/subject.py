@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quark_brevitas.caches import switch_off
 from quark_brevitas.portable import make_portable
 from quark_core.batch import Batch, main_output
 from quark_core.errors import ExportError
@@ -150,11 +151,18 @@ class Subject:
         """
         call = Call.of(example, name)
         own = copy.deepcopy(module).eval().cpu()
+        switch_off(own)
         moved = call.example.beside(own) if call.example is not None else None
         call = replace(call, batch=call.batch.beside(own), example=moved)
         expected = call.run(own)
         make_portable(own)
         return cls(name, own, plan, call, expected, tokenizer)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the module computes in fewer digits than float32."""
+        half = (torch.bfloat16, torch.float16)
+        return any(parameter.dtype in half for parameter in self.module.parameters())
 
     def traced(self, batched: bool) -> Call:
         """The call to trace, for a file that takes any number of samples or just the one."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.quantizer import BrevitasQuantizer
 from torch import Tensor, nn
@@ -134,7 +135,6 @@ def test_torch_export_holds_what_integer_files_cannot(
 
 @pytest.mark.parametrize("name", ["onnx_qcdq", "qonnx", "torch_qcdq", "pt2"])
 def test_models_called_by_keyword(tmp_path: Path, name: str) -> None:
-    transformers = pytest.importorskip("transformers")
     if "onnx" in name:
         pytest.importorskip("onnxoptimizer")
     config = transformers.LlamaConfig(**LLAMA)
@@ -331,3 +331,34 @@ def test_rotations_are_the_same_in_a_form_that_exporters_hold() -> None:
     for size in (16, 12, 96, 172):
         x = torch.randn(3, 2, size)
         assert torch.equal(_Rotation(size)(x), matmul_hadU(x))
+
+
+def _llama(**fields: Any) -> nn.Module:
+    config = transformers.LlamaConfig(**{**LLAMA, **fields})
+    model: nn.Module = transformers.LlamaForCausalLM(config).eval()
+    return model
+
+
+@pytest.mark.parametrize("name", ["pt2", "onnx_qcdq"])
+def test_models_that_keep_keys_and_values(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model, data = _llama(use_cache=True), [{"input_ids": torch.randint(64, (2, 7))}]
+    config = BrevitasConfig(name="brevitas", weight="int8", input="int8")
+    quantized = BrevitasQuantizer(config).quantize(model, data)
+    quantized.export(name, tmp_path / "model")
+    with torch.no_grad():
+        assert quantized(**data[0]).past_key_values is not None
+
+
+@pytest.mark.parametrize("name", ["gguf", "onnx_qcdq"])
+def test_half_precision_is_told_apart_from_a_wrong_file(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model, data = _llama().to(torch.bfloat16), [{"input_ids": torch.randint(64, (2, 7))}]
+    fields = {"weight": "int4/group:32"} if name == "gguf" else {"weight": "int8", "input": "int8"}
+    config = BrevitasConfig.model_validate(
+        {"name": "brevitas", **fields, "awq": {"steps": 4, "mode": "fused"}}
+    )
+    quantized = BrevitasQuantizer(config).quantize(model, data)
+    with pytest.raises(ExportError, match="Load the model in float32"):
+        quantized.export(name, tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from quark_brevitas.algorithms.choices import Choice, fit
 from quark_brevitas.algorithms.columns import plain
 from quark_brevitas.algorithms.kept import Kept
 from quark_brevitas.algorithms.rounding import FloatMode
+from quark_brevitas.caches import without_cache
 from quark_brevitas.options import LearnedRound
 from quark_brevitas.preparation import keep_float_weights
 from quark_core.batch import Batch, main_output
@@ -71,7 +72,7 @@ class BlockLearning:
 
     def passes(self) -> Iterator[str]:
         """One pass over the data a block, then its layers learn."""
-        with _without_cache(self._model):
+        with without_cache(self._model):
             for count, (block, layers) in enumerate(self._blocks, start=1):
                 if not self._kept.read(count, layers):
                     self._block, self._received, self._wanted = block, [], []
@@ -137,25 +138,6 @@ class BlockLearning:
 def _copy(batch: Batch) -> Batch:
     """The same values in tensors of their own, which a block may change in place."""
     return batch.map(lambda tensor: tensor.detach().clone())
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """For a while, blocks of transformers do not keep keys and values of the calls before."""
-    found = {id(config): config for module in model.modules() if (config := _caching(module))}
-    try:
-        for config in found.values():
-            config.use_cache = False
-        yield
-    finally:
-        for config in found.values():
-            config.use_cache = True
-
-
-def _caching(module: nn.Module) -> Any:
-    """A module's configuration, if it asks for such a cache."""
-    config = getattr(module, "config", None)
-    return config if getattr(config, "use_cache", False) is True else None
 
 
 @contextmanager
