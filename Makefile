@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PROJECTS := pyproject.toml $(wildcard extensions/*/pyproject.toml)
 EXTENSIONS := $(foreach folder,$(wildcard extensions/*/pyproject.toml),--editable $(dir $(folder)))
 
-.PHONY: help demo demo-llm test lint docs bench clean
+.PHONY: help demo demo-llm test coverage lint docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -24,10 +24,12 @@ demo-llm: $(VENV)/.llm ## Quantize SmolLM2-135M to four formats and compare them
 # PT2E is compared bit for bit with direct calls of torchao and ExecuTorch, whose float sums come in an
 # order that depends on what a process has done before: its tests have processes of their own.
 test: $(VENV)/.test $(VENV)/.llm $(VENV)/.ethosu ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 --cov --cov-report= \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 $(COVERAGE) \
 	  tests extensions/native/tests extensions/brevitas/tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 --cov --cov-append \
-	  --cov-report=term:skip-covered extensions/pt2e/tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15 $(COVERAGE) extensions/pt2e/tests
+
+coverage: COVERAGE := --cov --cov-append --cov-report=term:skip-covered
+coverage: test ## The same, counting the lines they run; takes twice as long
 
 lint: $(VENV)/.lint ## Check style, types and layers
 	$(BIN)/ruff check

@@ -134,7 +134,10 @@ def test_killed_at_ten_random_moments(
 
 
 def test_interrupt_says_so_and_resumes(recipe: Write, site: Path, tmp_path: Path) -> None:
-    source = KILLER.replace("signal.SIGKILL", "signal.SIGINT")
+    # A process started in the background of a script would ignore the signal.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), "
+    source = KILLER.replace("os.kill(os.getpid(), signal.SIGKILL", f"{heard}signal.SIGINT")
+    assert source != KILLER
     (site / "killer_plugin.py").write_text(source)
     folder = tmp_path / "interrupted" / "run"
     stopped = _run(recipe(), folder, site, KILL_AT="started:evaluate")

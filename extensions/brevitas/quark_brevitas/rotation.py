@@ -277,6 +277,9 @@ def _rotate_graph(view: Any, options: Rotation, quantized: set[str], example: Ba
         )
     for rewriter in rewriters:
         rewriter.apply(model)
+    for parameter in model.parameters():
+        # Permuted ones are views, which some of Brevitas's algorithms cannot reshape.
+        parameter.data = parameter.data.contiguous()
     _freeze(model)
 
 
