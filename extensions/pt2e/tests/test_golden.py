@@ -99,11 +99,16 @@ def _codes(graph: fx.GraphModule) -> dict[str, np.ndarray]:
 
 
 def _assert_close(found: np.ndarray, expected: np.ndarray, quantized: Any) -> None:
-    """Equal but for a few values that another order of sums moved by one step of the output."""
-    steps = [row[0] for row in _table(quantized.graph).values() if isinstance(row[0], float)]
+    """Equal but for values that another order of sums moved by one step of the output.
+
+    Few values of 8 bits lie that near to a rounding boundary. A step of 16 bits is hardly larger than
+    the error of a float sum, so any number of values may move by one.
+    """
+    rows = [row for row in _table(quantized.graph).values() if isinstance(row[0], float)]
+    step, *_, dtype = rows[-1]
     apart = np.abs(found - expected)
-    assert apart.max() <= max(steps) * 1.001
-    assert (apart > 1e-6).mean() <= 0.05
+    assert apart.max() <= step * 1.001
+    assert dtype == "torch.int16" or (apart > 1e-6).mean() <= 0.05
 
 
 @pytest.mark.parametrize("name", CONFIGS)
