@@ -266,6 +266,8 @@ def _algorithm(config: BrevitasConfig) -> Run:
             )
         elif options.engine == "brevitas":
             prepared.initialize()
+            # Brevitas would store its copies with the model.
+            preparation.keep_float_weights(layers)
             work = Stock(prepared.module, options)
         else:
             work = Rounding(

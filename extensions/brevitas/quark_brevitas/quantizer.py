@@ -204,7 +204,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             )
             show_layers(model)
         if self.config.backend == "fx":
-            rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
+            rewritten = preparation.replace_graph(
+                prepared.module, prepared.plan, self.config, prepared.example
+            )
         else:
             rewritten = preparation.replace_layers(prepared.module, prepared.plan, self.config)
         preparation.require_layers(rewritten, prepared.plan)
@@ -218,6 +220,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def _entry(
         self, target: Target, module: nn.Module, decision: Decision, folded: nn.Module
     ) -> PlanEntry:
+        if target.op == "embedding":
+            return self._embedding(target, module, decision)
         specs = decision.specs
         biased = folded.get_submodule(target.name).bias is not None
         granularity = specs["input"].granularity if specs["input"] is not None else None
@@ -235,6 +239,21 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             bias=specs["bias"] if biased else None,
             rule=decision.why,
             reason=reason,
+        )
+
+    def _embedding(self, target: Target, module: nn.Module, decision: Decision) -> PlanEntry:
+        """An embedding's weight, if a rule asks for it: Brevitas's own examples leave it float."""
+        rule = None if decision.rule is None else self.config.rules[decision.rule]
+        spec = decision.specs["weight"]
+        reason = ""
+        if rule is None or (not rule.skip and "weight" not in rule.model_fields_set):
+            spec, reason = None, "float unless a rule for it gives a weight"
+        elif spec is not None and module.max_norm is not None:
+            spec, reason = None, "stays float: max_norm changes its weight at run time"
+        shape = tuple(module.get_parameter("weight").shape)
+        kind = type(module).__name__
+        return PlanEntry(
+            target.name, kind, target.op, shape, weight=spec, rule=decision.why, reason=reason
         )
 
     def _placed(
