@@ -18,6 +18,7 @@ from quark_brevitas import (
     low_rank,
     multihead,
     preparation,
+    recurrent,
     rotation,
 )
 from quark_brevitas.config import BrevitasConfig
@@ -31,6 +32,8 @@ from quark_core.plan import Plan, PlanEntry, Step
 from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import Decision, Target, select
 from quark_core.targets import io_roles, module_targets
+
+_NOT_APART = "stays float: backend: layerwise takes the common kinds apart into Linear layers"
 
 
 class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
@@ -54,13 +57,19 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         if self._splits(model):
             model = copy.deepcopy(model)
             multihead.split_all(model)
+        traced, graph, warnings = self._traced(model)
+        sites = self._sites(model, example, traced)
+        if self._splits(model):
+            # Only now: a tracer takes them whole, and could not follow their steps.
+            steps = recurrent.split_all(model)
+            warnings += self._first_steps(steps)
+            if graph is not None:
+                recurrent.split_all(graph)
         found = [
             (target, module)
             for target, module in module_targets(model, preparation.OPS)
             if type(module) in preparation.OPS
         ]
-        traced, graph, warnings = self._traced(model)
-        sites = self._sites(model, example, traced)
         selection = select([*self._placed(found, model, example), *sites], self.config)
         called = set(dict(graph.named_modules())) if graph is not None else None
         # Folding BatchNorm gives biases to layers that have none yet.
@@ -73,6 +82,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in found
         )
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
+        entries += _whole(model)
         limits.require(model, entries, self.config)
         on_graph = rotation.works_on_graph(self.config) and not traced
         if rotation.works_on_graph(self.config) and (traced or example is not None):
@@ -101,13 +111,17 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         counterparts: dict[str, str | None] = {}
         if self._splits(model):
             counterparts = dict.fromkeys(multihead.split_all(model))
-        preparation.untie(model, [entry.name for entry in plan.quantized if entry.weight])
+        present = dict(model.named_modules())
+        weighty = [entry.name for entry in plan.quantized if entry.weight]
+        preparation.untie(model, [name for name in weighty if name in present])
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
                 counterparts |= preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
+        if self.config.backend != "fx":
+            counterparts |= dict.fromkeys(recurrent.split_all(model, weighty))
         beside = example.beside(model) if example is not None else None
         model.eval()
         notes: list[str] = []
@@ -274,7 +288,18 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def _splits(self, model: nn.Module) -> bool:
         """Whether there is attention to take apart; fx could not see through what comes of it."""
-        return self.config.backend != "fx" and any(map(multihead.can_split, model.modules()))
+        return self.config.backend != "fx" and any(
+            multihead.can_split(module) or recurrent.can_split(module) for module in model.modules()
+        )
+
+    def _first_steps(self, layers: list[str]) -> tuple[str, ...]:
+        """A warning about Brevitas's own algorithms, which look at a layer's first call only."""
+        if not layers or getattr(self.config.algorithm, "engine", "fast") == "fast":
+            return ()
+        return (
+            f"engine: brevitas looks at the first step of a sequence only in {', '.join(layers)}; "
+            "engine: fast looks at all",
+        )
 
     def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
         """Where attention is called, if the configuration asks for it."""
@@ -319,6 +344,15 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 "activation_equalization.mode: layerwise and rotation.mode: fused",
             )
         return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
+
+
+def _whole(model: nn.Module) -> tuple[PlanEntry, ...]:
+    """Modules with several weights that nobody has taken apart."""
+    return tuple(
+        PlanEntry(name, type(module).__name__, type(module).__name__.lower(), reason=_NOT_APART)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase)
+    )
 
 
 def _left_out(target: Target, module: nn.Module) -> PlanEntry:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from quark_brevitas.algorithms.columns import input_columns, weight_rows
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.quantizer import BrevitasQuantizer
 from torch import Tensor, nn
@@ -21,25 +20,6 @@ def _quantizer(**fields: Any) -> BrevitasQuantizer:
 
 def _sqnr(truth: Tensor, found: Tensor) -> float:
     return float(10 * torch.log10(truth.square().sum() / (truth - found).square().sum()))
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 9)),
-        (nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, dilation=2, groups=2), (3, 4, 11, 9)),
-        (nn.Conv3d(4, 6, (3, 1, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2), (2, 4, 6, 7, 5)),
-    ],
-)
-def test_convolutions_as_matrices(layer: Any, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape)
-    with torch.no_grad():
-        truth = layer(x) - layer.bias.view(-1, *(1,) * (len(shape) - 2))
-    columns, rows = input_columns(layer, x), weight_rows(layer.weight, layer.groups)
-    product = torch.bmm(rows, columns.transpose(1, 2)).flatten(0, 1)
-    found = product.unflatten(1, (shape[0], *truth.shape[2:])).transpose(0, 1)
-    torch.testing.assert_close(found, truth)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def input_columns(layer: Any, x: Tensor) -> Tensor:
         x = x.unfold(2 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
     # Now [samples, channels, *positions, *kernel].
     groups = groups_of(layer)
-    x = x.unflatten(1, (groups, -1)).movedim(2, 2 + axes)
+    x = torch.unflatten(x, 1, (groups, -1)).movedim(2, 2 + axes)
     columns = layer.weight[0].numel()
     return x.transpose(0, 1).reshape(groups, -1, columns)
 
