@@ -255,10 +255,22 @@ def test_batches_as_loaders_yield_them() -> None:
     assert as_batch(batch) is batch
     assert len(batch) == 3
     assert [len(leaf) for leaf in batch.first().tensors()] == [1, 1]
-    with pytest.raises(TypeError, match="cannot read a batch from str"):
+    assert as_batch([x]).args == (x,)  # what a loader makes of TensorDataset(x)
+    with pytest.raises(DataError, match="cannot read a batch from str. Yield a tensor"):
         as_batch("x")
-    with pytest.raises(TypeError, match="cannot read a batch from tuple"):
+    with pytest.raises(DataError, match="cannot read a batch from tuple of 3"):
         as_batch((x, x, x))
+
+
+def test_what_is_no_batches(model: nn.Module) -> None:
+    for items, words in (
+        (torch.zeros(5, 4), "calibration is a Tensor, not batches"),
+        ({"x": torch.zeros(5, 4)}, "calibration is a dict, not batches"),
+        ([torch.zeros(5, 9)], r"the float model cannot take \(float32 \[1, 9\]\)"),
+        ([Batch((), {"y": 3})], r"the float model cannot take \(y=int\)"),
+    ):
+        with pytest.raises(DataError, match=words):
+            _backend(input="int8").quantize(model, items)
 
 
 def test_main_output_is_logits_or_the_first_tensor() -> None:
@@ -266,7 +278,7 @@ def test_main_output_is_logits_or_the_first_tensor() -> None:
     assert main_output(a) is a
     assert main_output({"loss": a, "logits": b}) is b
     assert main_output((None, [b])) is b
-    with pytest.raises(TypeError, match="without any tensor"):
+    with pytest.raises(DataError, match="without any tensor"):
         main_output({"x": 1})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from quark_core.config import QuantizationConfig, config_error
+from quark_core.config import QuantizationConfig
 from quark_core.errors import (
     ConfigError,
     Problem,
@@ -18,6 +18,7 @@ from quark_core.errors import (
     UntrustedContentError,
     did_you_mean,
 )
+from quark_core.problems import config_error
 from quark_core.recipe import overrides as overriding
 from quark_core.recipe.document import Document, read
 from quark_core.recipe.schema import MetricItem, Recipe, Source
@@ -144,6 +145,7 @@ class _Checker:
         sources = self._sources()
         config = self._config()
         self._metrics()
+        self._evaluation()
         self._exports(config)
         if config is not None:
             self._calibration(config)
@@ -246,6 +248,15 @@ class _Checker:
                     self._problem(path, f"metric {metric.name!r}: {error}")
                 except QuarkError as error:
                     self.others.append(error)
+
+    def _evaluation(self) -> None:
+        section, data = self.data.get("evaluate"), self.data.get("data")
+        metrics = section.get("metrics") if isinstance(section, dict) else None
+        if metrics and not (isinstance(data, dict) and data.get("evaluation") is not None):
+            self._problem(
+                "data.evaluation",
+                "missing, but evaluate.metrics asks for figures: add it, or drop evaluate.metrics",
+            )
 
     def _exports(self, config: QuantizationConfig | None) -> None:
         names = self.data.get("export")
