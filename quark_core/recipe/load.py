@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from quark_core.config import QuantizationConfig
 from quark_core.errors import (
     ConfigError,
+    MissingDependencyError,
     Problem,
     QuarkError,
     UnsupportedSpecError,
@@ -23,6 +24,7 @@ from quark_core.recipe import overrides as overriding
 from quark_core.recipe.document import Document, read
 from quark_core.recipe.schema import MetricItem, Recipe, Source
 from quark_core.registry import Entry, Kind, registry
+from quark_core.registry.requirements import missing
 from quark_core.sources.context import Context
 from quark_core.sources.options import SourceOptions
 
@@ -262,13 +264,23 @@ class _Checker:
         names = self.data.get("export")
         if config is None or not isinstance(names, list):
             return
-        own = registry().get("quantizer", config.name).spec.capabilities.exports
-        known = [*own, *(entry.spec.name for entry in registry().entries("exporter"))]
+        abilities = registry().get("quantizer", config.name).spec.capabilities
+        shared = {entry.spec.name: entry.spec.requires for entry in registry().entries("exporter")}
+        known = list(dict.fromkeys([*abilities.exports, *shared]))
+        required = {**shared, **dict.fromkeys(abilities.exports, ()), **abilities.export_requires}
         for index, name in enumerate(names):
             if name not in known:
                 hint = did_you_mean(str(name), known) or f"Accepted are {', '.join(known)}"
                 self._problem(
                     f"export[{index}]", f"{config.name} cannot be written as {name!r}. {hint}"
+                )
+            elif lacking := missing(required[name]):
+                self.others.append(
+                    MissingDependencyError(
+                        f"{name!r} requires {', '.join(map(str, lacking))}",
+                        where=f"export[{index}]",
+                        fix="Run: pip install " + " ".join(f'"{one.text}"' for one in lacking),
+                    )
                 )
 
     def _calibration(self, config: QuantizationConfig) -> None:
