@@ -203,7 +203,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         _check_model(model)
         batch = as_batch(example) if example is not None else None
         with _inference(model, self.config.seed), self._step("load"):
-            loaded = self.load(copy.deepcopy(model), directory, batch)
+            loaded = self.load(copy.deepcopy(model), Path(directory), batch)
         loaded.example = batch
         loaded.float_tensors = _checks.tensor_table(model)
         return loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,6 +261,21 @@ def test_batches_as_loaders_yield_them() -> None:
         as_batch("x")
     with pytest.raises(DataError, match="cannot read a batch from tuple of 3"):
         as_batch((x, x, x))
+
+
+def test_places_may_be_text_and_their_folders_are_made(model: nn.Module, tmp_path: Path) -> None:
+    class Kept(Rounded):
+        def save(self, directory: Path) -> None:
+            (directory / "kept").write_text("")
+
+        def export(self, name: str, path: Path) -> Path:
+            path.with_name(name).write_text("")
+            return path.with_name(name)
+
+    kept = Kept(model, _backend().make_plan(model))
+    kept.save(f"{tmp_path}/a/b")  # type: ignore[arg-type]
+    assert (tmp_path / "a" / "b" / "kept").exists()
+    assert kept.export("form", f"{tmp_path}/c/d") == tmp_path / "c" / "form"  # type: ignore[arg-type]
 
 
 def test_what_is_no_batches(model: nn.Module) -> None:

@@ -89,7 +89,13 @@ class LoadedRecipe:
 
     def _load(self, part: Part) -> Any:
         entry, options = self._sources[part]
-        return registry().resolve(entry, entry.spec.load)(options, self.context)
+        try:
+            return registry().resolve(entry, entry.spec.load)(options, self.context)
+        except QuarkError as error:
+            if part != "model" and error.where and error.where.startswith("data."):
+                # A source does not know which of the two data sets it reads.
+                error.where = f"data.{part}.{error.where.removeprefix('data.')}"
+            raise
 
 
 def load_recipe(

@@ -9,6 +9,7 @@ import pytest
 
 from quark_core.errors import (
     ConfigError,
+    DataError,
     MissingDependencyError,
     UnsupportedSpecError,
     UntrustedContentError,
@@ -23,6 +24,16 @@ def _problems(path: Path, **options: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, **options)  # type: ignore[arg-type]
     return [str(problem) for problem in caught.value.problems]
+
+
+def test_places_in_data_and_models_are_those_of_the_recipe(recipe: Write, project: Path) -> None:
+    loaded = load_recipe(recipe({"data.evaluation.input": "xx"}))
+    with pytest.raises(DataError, match=r"^data.evaluation.input: data.npz has no array 'xx'"):
+        loaded.load_data("evaluation")
+    hub = recipe({"model": {"source": "huggingface", "path": "./nowhere"}})
+    if requirements.check("transformers>=5").satisfied:
+        (problem,) = _problems(hub)
+        assert problem.endswith(f"model.path: {project / 'nowhere'} does not exist")
 
 
 def test_what_an_export_requires_is_looked_for_first(
