@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -36,14 +37,22 @@ def cli_page() -> str:
     """Help of the program and of each command."""
     parts = ["# The command line\n\nResults go to standard output, progress and errors to standard"]
     parts[0] += " error. Every reading command takes `--json`.\n"
-    with click.Context(quark, info_name="quark") as context:
-        parts.append(f"```text\n{quark.get_help(context)}\n```\n")
-        for name in quark.list_commands(context):
-            command = quark.get_command(context, name)
-            assert command is not None
-            with click.Context(command, info_name=f"quark {name}") as inner:
-                parts.append(f"## quark {name}\n\n```text\n{command.get_help(inner)}\n```\n")
+    for name, text in _helps(quark, "quark"):
+        heading = "" if name == "quark" else f"## {name}\n\n"
+        parts.append(f"{heading}```text\n{text}\n```\n")
     return "\n".join(parts)
+
+
+def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+    """Names and helps of a command and of those within it, as a user sees them."""
+    settings = {**quark.context_settings, **command.context_settings}
+    with click.Context(command, info_name=name, **settings) as context:
+        yield name, command.get_help(context)
+        if isinstance(command, click.Group):
+            for part in command.list_commands(context):
+                inner = command.get_command(context, part)
+                assert inner is not None
+                yield from _helps(inner, f"{name} {part}")
 
 
 def formats_page() -> str:

@@ -27,10 +27,15 @@ def tensor_table(model: torch.nn.Module) -> dict[str, tuple[tuple[int, ...], int
 
 
 def signature(model: torch.nn.Module, example: Batch | None) -> Signature | None:
-    """Shapes and dtypes of the outputs for the first sample, or None without an example."""
+    """Shapes and dtypes of the float model's outputs for the first sample; None without an example.
+
+    Raises:
+        DataError: The model cannot take it.
+    """
     if example is None:
         return None
-    return _describe(_run_first(model, example))
+    first = example.beside(model).first()
+    return _describe(first.run_float(model, "calibration data"))
 
 
 def carried_out(quantized: QuantizedModel, backend: str) -> None:

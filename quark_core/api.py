@@ -42,6 +42,16 @@ def quantize(
         QuarkError: As :meth:`ModelQuantizer.quantize` does.
     """
     if not isinstance(config, QuantizationConfig):
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                [
+                    Problem(
+                        "configuration",
+                        f"is a {type(config).__name__}: give a mapping such as "
+                        '{"name": "native", "weight": "int8/channel"}',
+                    )
+                ]
+            )
         name = config.get("name")
         if not isinstance(name, str):
             raise ConfigError([Problem("name", "required but missing: name a backend")])

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from quark_core.errors import DataError, QuarkError
+
 if TYPE_CHECKING:
     import torch
 
@@ -67,16 +69,47 @@ class Batch:
         """Call the model with this batch."""
         return model(*self.args, **self.kwargs)
 
+    def run_float(self, model: Callable[..., Any], where: str) -> Any:
+        """Call the float model; if it fails, then model and data do not fit each other.
+
+        Args:
+            model: The float model.
+            where: Which data the batch is of, for the error.
+
+        Raises:
+            DataError: The model raised something.
+        """
+        try:
+            return self.run(model)
+        except QuarkError:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            bytes_given = any(str(leaf.dtype) == "torch.uint8" for leaf in self.tensors())
+            raise DataError(
+                f"the float model cannot take {self}",
+                where=where,
+                cause=": ".join([type(error).__name__, *lines[:1]])[:300],
+                fix="normalize turns bytes into floats: write normalize: {mean: [...], std: [...]}"
+                if bytes_given
+                else "Give what the model's forward takes; --traceback shows where it failed",
+            ) from error
+
+    def __str__(self) -> str:
+        """Shapes and dtypes of the inputs, keyword arguments by name."""
+        given = [*map(_words, self.args), *(f"{k}={_words(v)}" for k, v in self.kwargs.items())]
+        return f"({', '.join(given)})"
+
 
 def as_batch(item: Any) -> Batch:
     """Read what a data loader yields.
 
-    A tensor is the only argument; a mapping holds keyword arguments; a pair is (inputs, target)
-    where the inputs are again a tensor, a mapping or a tuple of arguments. For anything else
-    build a :class:`Batch`.
+    A tensor is the only argument, alone or in a list as ``TensorDataset`` yields it; a mapping
+    holds keyword arguments; a pair is (inputs, target) where the inputs are again a tensor, a
+    mapping or a tuple of arguments. For anything else build a :class:`Batch`.
 
     Raises:
-        TypeError: The item is none of these.
+        DataError: The item is none of these.
     """
     import torch
 
@@ -86,15 +119,19 @@ def as_batch(item: Any) -> Batch:
         return Batch((item,))
     if isinstance(item, Mapping):
         return Batch((), dict(item))
+    if isinstance(item, tuple | list) and len(item) == 1:
+        return as_batch(item[0])
     if isinstance(item, tuple | list) and len(item) == 2:
         inputs, target = item
         if isinstance(inputs, tuple | list):
             return Batch(tuple(inputs), {}, target)
         read = as_batch(inputs)
         return Batch(read.args, read.kwargs, target)
-    raise TypeError(
-        f"cannot read a batch from {type(item).__name__}: yield a tensor, a dict of keyword "
-        "arguments, a pair (inputs, target), or a quark_core.Batch"
+    count = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    raise DataError(
+        f"cannot read a batch from {type(item).__name__}{count}",
+        fix="Yield a tensor, a dict of keyword arguments, a pair (inputs, target), or a "
+        "quark_core.Batch",
     )
 
 
@@ -121,7 +158,7 @@ def main_output(output: Any) -> torch.Tensor:
     """The tensor that metrics look at: the output itself, its ``logits``, or its first tensor.
 
     Raises:
-        TypeError: There is no tensor in the output.
+        DataError: There is no tensor in the output.
     """
     import torch
 
@@ -132,7 +169,10 @@ def main_output(output: Any) -> torch.Tensor:
         return logits
     for leaf in leaves(output):
         return leaf
-    raise TypeError(f"the model returned {type(output).__name__} without any tensor in it")
+    raise DataError(
+        f"the model returned {type(output).__name__} without any tensor in it",
+        fix="Let its forward return a tensor, or a mapping or tuple with one",
+    )
 
 
 def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -145,3 +185,11 @@ def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_map(part, change) for part in value)
     return value
+
+
+def _words(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__

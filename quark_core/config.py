@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from quark_core.errors import ConfigError, Problem, UnsupportedSpecError, did_you_mean
+from quark_core.problems import UNSUPPORTED, config_error
 from quark_core.spec import ROLES, FrozenModel, LayerRule, Role, TensorSpec
 from quark_core.support import Support, misfit
-
-_UNSUPPORTED = "unsupported_spec"
 
 
 class Calibration(FrozenModel):
@@ -40,6 +38,9 @@ class QuantizationConfig(FrozenModel):
     supports: ClassVar[Sequence[Support] | None] = None
     """Rows of what the backend can do; None accepts every spec."""
 
+    instead: ClassVar[Mapping[str, str]] = {}
+    """What to write in place of fields that users of the wrapped library may look for."""
+
     name: str = Field(description="The backend, as `quark list` shows it.")
     weight: TensorSpec | None = Field(default=None, description="Weights; null leaves them float.")
     input: TensorSpec | None = Field(default=None, description="Inputs of layers.")
@@ -57,7 +58,7 @@ class QuantizationConfig(FrozenModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise config_error(error, type(self).model_fields) from None
+            raise config_error(error, type(self).model_fields, instead=self.instead) from None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -154,72 +155,5 @@ def _again(found: Any) -> InitErrorDetails:
 
 
 def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitErrorDetails:
-    error = PydanticCustomError(_UNSUPPORTED, "{message}", {"message": message})
+    error = PydanticCustomError(UNSUPPORTED, "{message}", {"message": message})
     return InitErrorDetails(type=error, loc=place, input=value)
-
-
-def config_error(
-    error: ValidationError,
-    known: Mapping[str, Any] = {},
-    *,
-    prefix: str = "",
-) -> ConfigError:
-    """Turn pydantic's errors into ours: one line each, the path as a recipe spells it.
-
-    Args:
-        error: What pydantic found.
-        known: The model's fields by name, for suggestions on unknown ones.
-        prefix: Path of the validated part within the recipe.
-    """
-    problems = []
-    unsupported = True
-    for found in error.errors(include_url=False):
-        path = _path((prefix, *found["loc"]) if prefix else found["loc"])
-        unsupported = unsupported and found["type"] == _UNSUPPORTED
-        problems.append(Problem(path or "configuration", _sentence(found, known)))
-    return (UnsupportedSpecError if unsupported else ConfigError)(problems)
-
-
-def _path(place: Sequence[str | int]) -> str:
-    text = ""
-    for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
-
-
-def _fields_at(fields: Mapping[str, Any], place: Sequence[str | int]) -> Mapping[str, Any]:
-    """The fields of the model that stands at a place within a model with ``fields``."""
-    for part in place:
-        if isinstance(part, str):
-            field = fields.get(part)
-            model = _model_in(field.annotation) if field is not None else None
-            if model is None:
-                return {}
-            fields = model.model_fields
-    return fields
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model within a type such as ``tuple[LayerRule, ...]`` or ``Data | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
-
-
-def _sentence(found: Any, known: Mapping[str, Any]) -> str:
-    kind, message = found["type"], str(found["msg"])
-    if kind == "extra_forbidden":
-        accepted = list(_fields_at(known, found["loc"][:-1]))
-        hint = did_you_mean(str(found["loc"][-1]), accepted)
-        if not hint and accepted:
-            hint = f"Accepted are {', '.join(accepted)}"
-        return "unknown field" + (f". {hint}" if hint else "")
-    if kind == "missing":
-        return "required but missing"
-    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind == "literal_error":
-        hint = did_you_mean(str(found["input"]), str(found["ctx"]["expected"]).split("'")[1::2])
-        return f"{found['input']!r} is not accepted: {message}" + (f". {hint}" if hint else "")
-    if kind in {"value_error", _UNSUPPORTED}:
-        return message
-    return f"{message}, got {found['input']!r}"

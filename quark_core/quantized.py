@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,14 @@ class QuantizedModel(ABC):
         self.float_model: torch.nn.Module | None = None
         self.evaluation: Iterable[Any] | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let users give places as text: backends get a Path whose folder is there."""
+        super().__init_subclass__(**kwargs)
+        if "save" in vars(cls):
+            setattr(cls, "save", _into_folder(vars(cls)["save"]))  # noqa: B010
+        if "export" in vars(cls):
+            setattr(cls, "export", _into_file(vars(cls)["export"]))  # noqa: B010
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the quantized module."""
         return self.module(*args, **kwargs)
@@ -163,6 +172,26 @@ class QuantizedModel(ABC):
         raise QuantizationError(
             f"{type(self).__name__} cannot switch layers", where=f"layer {layer!r}"
         )
+
+
+def _into_folder(save: Callable[[Any, Path], None]) -> Callable[[Any, Path], None]:
+    @wraps(save)
+    def saved(self: Any, directory: Path) -> None:
+        place = Path(directory)
+        place.mkdir(parents=True, exist_ok=True)
+        save(self, place)
+
+    return saved
+
+
+def _into_file(export: Callable[[Any, str, Path], Path]) -> Callable[[Any, str, Path], Path]:
+    @wraps(export)
+    def exported(self: Any, name: str, path: Path) -> Path:
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return export(self, name, place)
+
+    return exported
 
 
 def packed_sizes(

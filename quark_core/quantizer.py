@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -145,7 +145,8 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
 
         Raises:
             UnmatchedRuleError: A rule selected no layer.
-            DataError: Calibration is needed but there are no batches.
+            DataError: Calibration is needed but there are no batches, or the model cannot take
+                them.
             QuantizationError: The backend failed, broke its plan, or made a layer NaN.
         """
         _check_model(model)
@@ -153,6 +154,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         example = data.peek()
         trained = model.training
         with _inference(model, self.config.seed), self._keeping(partial):
+            expected = _checks.signature(model, example)
             with self._step("plan"):
                 plan = self.plan(model, example)
             plan.require_matches()
@@ -169,7 +171,6 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
                     fix="Give data.calibration, or make inputs dynamic, or quantize weights only",
                 )
             float_tensors = _checks.tensor_table(model)
-            expected = _checks.signature(model, example)
             with self._step("prepare"):
                 prepared = self.prepare(model if inplace else copy.deepcopy(model), plan, example)
             if plan.needs_calibration:
@@ -202,7 +203,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         _check_model(model)
         batch = as_batch(example) if example is not None else None
         with _inference(model, self.config.seed), self._step("load"):
-            loaded = self.load(copy.deepcopy(model), directory, batch)
+            loaded = self.load(copy.deepcopy(model), Path(directory), batch)
         loaded.example = batch
         loaded.float_tensors = _checks.tensor_table(model)
         return loaded
@@ -257,6 +258,11 @@ class _Calibration:
     """The calibration batches, limited in number and readable once a pass."""
 
     def __init__(self, items: Iterable[Any] | None, limit: int | None) -> None:
+        if hasattr(items, "shape") or isinstance(items, Mapping | str):
+            raise DataError(
+                f"calibration is a {type(items).__name__}, not batches",
+                fix="Give a list of batches, [x] for a single one, or a data loader",
+            )
         # A generator can be read only once, but the example and later passes need it again.
         self._items = list(islice(items, limit)) if isinstance(items, Iterator) else items
         self._limit = limit

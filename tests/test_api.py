@@ -46,6 +46,8 @@ def test_names() -> None:
 def test_configuration_without_a_name(model: torch.nn.Module) -> None:
     with pytest.raises(ConfigError, match="name: required but missing: name a backend"):
         quark_core.quantize(model, {"weight": "int8"})
+    with pytest.raises(ConfigError, match="configuration: is a str: give a mapping such as"):
+        quark_core.quantize(model, "native")  # type: ignore[arg-type]
 
 
 def test_run(recipe: Write, tmp_path: Path) -> None:

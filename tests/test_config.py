@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import jsonschema
 import pytest
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from quark_core.config import QuantizationConfig
 from quark_core.errors import ConfigError, UnsupportedSpecError
-from quark_core.spec import Granularity, LayerRule, Observer, Role, TensorSpec
+from quark_core.spec import FrozenModel, Granularity, LayerRule, Observer, Role, TensorSpec
 from quark_core.support import Support, integers, misfit
 
 kinds = st.one_of(
@@ -154,6 +154,55 @@ def test_all_problems_at_once() -> None:
         "rules[2].skpi: unknown field. Did you mean 'skip'?",
     ):
         assert words in found
+
+
+class Round(FrozenModel):
+    """One way."""
+
+    name: Literal["round"] = "round"
+    steps: int = Field(default=3, gt=0)
+
+
+class Search(FrozenModel):
+    """Another."""
+
+    name: Literal["search"] = "search"
+    fast: bool = False
+
+
+class NestedConfig(QuantizationConfig):
+    """A configuration with options of options."""
+
+    instead: ClassVar[Mapping[str, str]] = {"magic": "method: {name: search}"}
+    method: Annotated[Round | Search, Field(discriminator="name")] | None = None
+    search: Search | None = None
+    ends: tuple[str, ...] = ()
+    size: Literal["small", "large"] = "small"
+    code: str = Field(default="a1", pattern=r"[a-z]\d", description="A letter and a digit.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"method": {"name": "round", "stpes": 3}}, "method.stpes: unknown field. Did you mean"),
+        ({"method": {"name": "round", "steps": 0}}, "method.steps: Input should be greater than 0"),
+        ({"method": {"name": "rounds"}}, "method: 'rounds' is not accepted: write round, search"),
+        ({"method": {"steps": 1}}, "method: 'name' is required but missing"),
+        ({"method": 3}, "method: 3 is not accepted: write a mapping"),
+        ({"search": True}, "write a mapping, {} for its defaults; it may hold name, fast"),
+        ({"search": {"fast": "no way"}}, "search.fast: 'no way' is not accepted: write true or"),
+        ({"ends": "a"}, "ends: 'a' is not accepted: write a list"),
+        ({"size": "smal"}, "write 'small' or 'large'. Did you mean 'small'?"),
+        ({"code": "11"}, "code: '11' is not accepted. Accepted: A letter and a digit"),
+        ({"magic": 1}, "magic: unknown field. Write method: {name: search}"),
+        ({"seed": "one"}, "seed: 'one' is not accepted: write a whole number"),
+    ],
+)
+def test_problems_of_nested_options(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NestedConfig(name="demo", **fields)
+    assert words in str(caught.value)
+    assert "pydantic" not in str(caught.value)
 
 
 def test_unsupported_specs_alone_have_their_own_error() -> None:

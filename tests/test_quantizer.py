@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,10 +256,37 @@ def test_batches_as_loaders_yield_them() -> None:
     assert as_batch(batch) is batch
     assert len(batch) == 3
     assert [len(leaf) for leaf in batch.first().tensors()] == [1, 1]
-    with pytest.raises(TypeError, match="cannot read a batch from str"):
+    assert as_batch([x]).args == (x,)  # what a loader makes of TensorDataset(x)
+    with pytest.raises(DataError, match="cannot read a batch from str. Yield a tensor"):
         as_batch("x")
-    with pytest.raises(TypeError, match="cannot read a batch from tuple"):
+    with pytest.raises(DataError, match="cannot read a batch from tuple of 3"):
         as_batch((x, x, x))
+
+
+def test_places_may_be_text_and_their_folders_are_made(model: nn.Module, tmp_path: Path) -> None:
+    class Kept(Rounded):
+        def save(self, directory: Path) -> None:
+            (directory / "kept").write_text("")
+
+        def export(self, name: str, path: Path) -> Path:
+            path.with_name(name).write_text("")
+            return path.with_name(name)
+
+    kept = Kept(model, _backend().make_plan(model))
+    kept.save(f"{tmp_path}/a/b")  # type: ignore[arg-type]
+    assert (tmp_path / "a" / "b" / "kept").exists()
+    assert kept.export("form", f"{tmp_path}/c/d") == tmp_path / "c" / "form"  # type: ignore[arg-type]
+
+
+def test_what_is_no_batches(model: nn.Module) -> None:
+    for items, words in (
+        (torch.zeros(5, 4), "calibration is a Tensor, not batches"),
+        ({"x": torch.zeros(5, 4)}, "calibration is a dict, not batches"),
+        ([torch.zeros(5, 9)], r"the float model cannot take \(float32 \[1, 9\]\)"),
+        ([Batch((), {"y": 3})], r"the float model cannot take \(y=int\)"),
+    ):
+        with pytest.raises(DataError, match=words):
+            _backend(input="int8").quantize(model, items)
 
 
 def test_main_output_is_logits_or_the_first_tensor() -> None:
@@ -266,7 +294,7 @@ def test_main_output_is_logits_or_the_first_tensor() -> None:
     assert main_output(a) is a
     assert main_output({"loss": a, "logits": b}) is b
     assert main_output((None, [b])) is b
-    with pytest.raises(TypeError, match="without any tensor"):
+    with pytest.raises(DataError, match="without any tensor"):
         main_output({"x": 1})
 
 

@@ -112,6 +112,13 @@ def test_near_misses_of_rules_that_match_nothing(
     assert "allow_unmatched: true accepts" in str(caught.value)
 
 
+def test_an_end_of_the_model_without_a_layer_for_it() -> None:
+    inner = [target for target in TARGETS if "input" not in target.io]
+    (unmatched,) = select(inner, _config({"io": "input", "skip": True})).unmatched
+    with pytest.raises(UnmatchedRuleError, match="such as an embedding, is not quantized anyway"):
+        Plan((), unmatched=(unmatched,)).require_matches()
+
+
 def test_unmatched_can_be_allowed() -> None:
     rule = {"name": "nowhere", "skip": True, "allow_unmatched": True}
     assert select(TARGETS, _config(rule)).unmatched == ()

@@ -80,7 +80,8 @@ def _tested(of: str, text: str) -> dict[str, Any]:
     try:
         installed = metadata.version(parsed.name)
     except metadata.PackageNotFoundError:
-        return _row(of, f"tested with {text}", "missing", True, "")
+        # What is required and missing has a row of its own.
+        return _row(of, f"tested with {text}", "not installed", True, "")
     same = parsed.specifier.contains(Version(installed).public, prereleases=True)
     fix = "" if same else f'Not tested with {installed}; if in doubt: pip install "{text}"'
     return _row(of, f"tested with {text}", installed, True, fix)

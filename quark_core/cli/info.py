@@ -50,6 +50,7 @@ def command(name: str, as_json: bool) -> None:
 
 
 def _show(data: dict[str, Any]) -> None:
+    from quark_core.registry.requirements import missing
     from quark_core.support import shorten
 
     click.echo(f"{data['name']}: {data['summary']}")
@@ -69,9 +70,14 @@ def _show(data: dict[str, Any]) -> None:
     for key, option in data["options"].items():
         click.echo(f"  {key} = {option['default']!r}  {option['description']}".rstrip())
     click.echo("\nCapabilities")
+    requires = data["capabilities"].pop("export_requires")
     for key, value in data["capabilities"].items():
         shown = (", ".join(value) or "none") if isinstance(value, tuple) else _yes(value)
         click.echo(f"  {key:<12} {shown}")
+    for name, texts in requires.items():
+        lacking = ", ".join(map(str, missing(texts)))
+        if lacking:
+            click.echo(f"  export {name} requires {lacking}")
 
 
 def _yes(value: Any) -> str:

@@ -44,6 +44,10 @@ def command(kind: str, timing: bool, as_json: bool) -> None:
     for row in rows:
         for line in row["notes"]:
             click.echo(f"\n{row['name']} ({row['from']}): {line}")
+        if row["missing"]:
+            click.echo(f"  Run: {row['install']}")
+    if kind == "exporters":
+        click.echo("\nThese are for any backend; `quark info NAME` lists those of one alone.")
     for fault in faults:
         listed = (fault["distribution"], fault["plugin"]) in named
         word = "" if listed and fault["state"] == "conflict" else f"is {fault['state']}: "
@@ -63,7 +67,8 @@ def _entry(entry: Any) -> dict[str, Any]:
     from quark_core.registry.requirements import missing
 
     record, spec = entry.plugin, entry.spec
-    lacking = [str(requirement) for requirement in missing(getattr(spec, "requires", ()))]
+    found = missing(getattr(spec, "requires", ()))
+    lacking = [str(requirement) for requirement in found]
     state = "ready"
     notes = list(record.notes)
     if record.state is State.CONFLICT:
@@ -80,6 +85,7 @@ def _entry(entry: Any) -> dict[str, Any]:
         "state": state,
         "summary": spec.summary,
         "missing": lacking,
+        "install": " ".join(["pip install", *(f'"{one.text}"' for one in found)]) if found else "",
         "notes": notes,
     }
 

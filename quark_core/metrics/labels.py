@@ -25,12 +25,13 @@ class TopK(Metric):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         self._k, self._right, self._count = k, 0, 0
+        self._name = f"top{k}"
 
     def update(
         self, output: torch.Tensor, target: torch.Tensor | None, reference: torch.Tensor | None
     ) -> None:
         """Count the hits of one batch."""
-        logits, labels = logits_and_labels(output, target, f"top{self._k}")
+        logits, labels = logits_and_labels(output, target, self._name)
         if self._k > logits.shape[-1]:
             raise DataError(f"k is {self._k}, the model has {logits.shape[-1]} classes")
         hits = logits.topk(self._k, dim=-1).indices == labels[:, None]
@@ -39,7 +40,7 @@ class TopK(Metric):
 
     def compute(self) -> float:
         """Hits over positions."""
-        return mean(self._right, self._count, f"top{self._k}")
+        return mean(self._right, self._count, self._name)
 
 
 class Accuracy(TopK):
@@ -47,6 +48,7 @@ class Accuracy(TopK):
 
     def __init__(self) -> None:
         super().__init__(1)
+        self._name = "accuracy"
 
 
 class Top5(TopK):

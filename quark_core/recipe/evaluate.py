@@ -18,6 +18,7 @@ from quark_core.registry import registry
 if TYPE_CHECKING:
     import torch
 
+_FLOAT = "float model"
 _LAYER_SAMPLES = 16
 
 
@@ -40,7 +41,7 @@ class Evaluation:
     def of_float(self, model: torch.nn.Module) -> dict[str, float]:
         """The metrics that make sense for the float model alone."""
         alone = [(item, entry) for item, entry in self._metrics if not _referenced(entry)]
-        return self._run("float model", alone, model, None)
+        return self._run(_FLOAT, alone, model, None)
 
     def of_quantized(self, quantized: QuantizedModel, model: torch.nn.Module) -> dict[str, float]:
         """All metrics of a quantized model, beside the float model where they need it."""
@@ -64,8 +65,9 @@ class Evaluation:
         with inference(model, *([reference] if reference is not None else [])):
             done = 0
             for done, batch in enumerate(_batches(self._data, self._limit), start=1):
+                # The float model first: if it fails, the data are to blame and not the backend.
+                truth = _output(reference, batch, _FLOAT, done) if side_by_side else None
                 output = _output(model, batch, task, done)
-                truth = _output(reference, batch, task, done) if side_by_side else None
                 for metric in built.values():
                     metric.update(output, batch.target, truth)
                 self._reporter.progress(task, done, total)
@@ -128,7 +130,11 @@ def _length(data: Iterable[Any], limit: int | None) -> int | None:
 
 
 def _output(model: Any, batch: Batch, task: str, index: int) -> torch.Tensor:
-    output = main_output(batch.beside(model).run(model)).cpu()
+    given = batch.beside(model)
+    if task == _FLOAT:
+        output = main_output(given.run_float(model, f"data.evaluation, batch {index}")).cpu()
+    else:
+        output = main_output(given.run(model)).cpu()
     if output.is_floating_point() and bool(output.isnan().any()):
         raise QuantizationError(
             f"the {task} returns NaN",

@@ -120,7 +120,12 @@ def open_folder(
         raise RunFolderError(
             f"{path} holds files that are not a run's", fix="Choose another folder, or empty it"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be made", cause=error.strerror, fix="Choose another folder or output"
+        ) from error
     lock = FileLock(path / _LOCK, timeout=0)
     try:
         lock.acquire()

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from quark_core.config import QuantizationConfig, config_error
+from quark_core.config import QuantizationConfig
 from quark_core.errors import (
     ConfigError,
+    MissingDependencyError,
     Problem,
     QuarkError,
     UnsupportedSpecError,
     UntrustedContentError,
     did_you_mean,
 )
+from quark_core.problems import config_error
 from quark_core.recipe import overrides as overriding
 from quark_core.recipe.document import Document, read
 from quark_core.recipe.schema import MetricItem, Recipe, Source
 from quark_core.registry import Entry, Kind, registry
+from quark_core.registry.requirements import missing
 from quark_core.sources.context import Context
 from quark_core.sources.options import SourceOptions
 
@@ -86,7 +89,13 @@ class LoadedRecipe:
 
     def _load(self, part: Part) -> Any:
         entry, options = self._sources[part]
-        return registry().resolve(entry, entry.spec.load)(options, self.context)
+        try:
+            return registry().resolve(entry, entry.spec.load)(options, self.context)
+        except QuarkError as error:
+            if part != "model" and error.where and error.where.startswith("data."):
+                # A source does not know which of the two data sets it reads.
+                error.where = f"data.{part}.{error.where.removeprefix('data.')}"
+            raise
 
 
 def load_recipe(
@@ -144,6 +153,7 @@ class _Checker:
         sources = self._sources()
         config = self._config()
         self._metrics()
+        self._evaluation()
         self._exports(config)
         if config is not None:
             self._calibration(config)
@@ -247,17 +257,36 @@ class _Checker:
                 except QuarkError as error:
                     self.others.append(error)
 
+    def _evaluation(self) -> None:
+        section, data = self.data.get("evaluate"), self.data.get("data")
+        metrics = section.get("metrics") if isinstance(section, dict) else None
+        if metrics and not (isinstance(data, dict) and data.get("evaluation") is not None):
+            self._problem(
+                "data.evaluation",
+                "missing, but evaluate.metrics asks for figures: add it, or drop evaluate.metrics",
+            )
+
     def _exports(self, config: QuantizationConfig | None) -> None:
         names = self.data.get("export")
         if config is None or not isinstance(names, list):
             return
-        own = registry().get("quantizer", config.name).spec.capabilities.exports
-        known = [*own, *(entry.spec.name for entry in registry().entries("exporter"))]
+        abilities = registry().get("quantizer", config.name).spec.capabilities
+        shared = {entry.spec.name: entry.spec.requires for entry in registry().entries("exporter")}
+        known = list(dict.fromkeys([*abilities.exports, *shared]))
+        required = {**shared, **dict.fromkeys(abilities.exports, ()), **abilities.export_requires}
         for index, name in enumerate(names):
             if name not in known:
                 hint = did_you_mean(str(name), known) or f"Accepted are {', '.join(known)}"
                 self._problem(
                     f"export[{index}]", f"{config.name} cannot be written as {name!r}. {hint}"
+                )
+            elif lacking := missing(required[name]):
+                self.others.append(
+                    MissingDependencyError(
+                        f"{name!r} requires {', '.join(map(str, lacking))}",
+                        where=f"export[{index}]",
+                        fix="Run: pip install " + " ".join(f'"{one.text}"' for one in lacking),
+                    )
                 )
 
     def _calibration(self, config: QuantizationConfig) -> None:

@@ -110,7 +110,8 @@ class Recipe(FrozenModel):
 
     version: Literal[1] = Field(default=1, description="Version of the recipe's form.")
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
-        default=None, description="Name of the run; the file's name if left out."
+        default=None,
+        description="Name of the run: letters, digits, _, . and -; the file's name if left out.",
     )
     model: Source = Field(description="The float model.")
     data: Data = Field(default_factory=Data, description="Calibration and evaluation data.")

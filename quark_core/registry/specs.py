@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 API_VERSION = 1
 """Version of the interface between host and plugins; a spec states the one it was built for."""
@@ -19,6 +20,8 @@ class Capabilities:
         qat: Whether the quantized module can be trained further.
         submodule: Whether a part of a model can be quantized alone.
         weights_only: Whether one weight tensor can be quantized alone.
+        export_requires: Requirements of single exports, by name, as pip spells them; checked
+            before a run starts.
     """
 
     exports: tuple[str, ...] = ()
@@ -27,6 +30,7 @@ class Capabilities:
     qat: bool = False
     submodule: bool = False
     weights_only: bool = False
+    export_requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ def from_huggingface(options: HuggingFaceOptions, context: Context) -> torch.nn.
             fix="Use AutoModelForCausalLM, AutoModelForImageClassification or the like",
         )
     folder = context.path(options.path)
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model: torch.nn.Module = loader.from_pretrained(
             str(folder) if folder.is_dir() else options.path,
@@ -68,6 +71,9 @@ def from_huggingface(options: HuggingFaceOptions, context: Context) -> torch.nn.
             cause=str(error).splitlines()[0][:200],
             fix="Give a folder with config.json and safetensors, or an id that can be downloaded",
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.eval()
 
 

@@ -72,6 +72,10 @@ class HuggingFaceOptions(SourceOptions):
         default=False, description="Run code that comes with the model; refused by --no-code."
     )
 
+    def files(self, context: Context) -> dict[str, Path]:
+        """The folder, where it is written as one and not as an id."""
+        return {"path": context.path(self.path)} if self.path.startswith((".", "/", "~")) else {}
+
 
 class TimmOptions(SourceOptions):
     """A model of the timm library."""

@@ -140,7 +140,8 @@ def test_doctor_exits_6_when_something_is_missing(quark: Quark) -> None:
     spec = QuantizerSpec("lacking", "a.b:C", "a.b:D", requires=("surely-not-installed>=1",))
     with registry().temporary() as found:
         found.register(spec)
-        said = quark("doctor")
+        said, listed = quark("doctor"), quark("list")
+    assert 'Run: pip install "surely-not-installed>=1"' in listed.out
     assert said.status == 6
     assert 'Run: pip install "surely-not-installed>=1"' in said.out
 

@@ -9,11 +9,13 @@ import pytest
 
 from quark_core.errors import (
     ConfigError,
+    DataError,
     MissingDependencyError,
     UnsupportedSpecError,
     UntrustedContentError,
 )
 from quark_core.recipe.load import load_recipe
+from quark_core.registry import requirements
 
 Write = Callable[..., Path]
 
@@ -22,6 +24,29 @@ def _problems(path: Path, **options: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, **options)  # type: ignore[arg-type]
     return [str(problem) for problem in caught.value.problems]
+
+
+def test_places_in_data_and_models_are_those_of_the_recipe(recipe: Write, project: Path) -> None:
+    loaded = load_recipe(recipe({"data.evaluation.input": "xx"}))
+    with pytest.raises(DataError, match=r"^data.evaluation.input: data.npz has no array 'xx'"):
+        loaded.load_data("evaluation")
+    hub = recipe({"model": {"source": "huggingface", "path": "./nowhere"}})
+    if requirements.check("transformers>=5").satisfied:
+        (problem,) = _problems(hub)
+        assert problem.endswith(f"model.path: {project / 'nowhere'} does not exist")
+
+
+def test_what_an_export_requires_is_looked_for_first(
+    recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        requirements, "check", lambda text: requirements.Requirement(text, None, "onnx" not in text)
+    )
+    file = recipe({"quantizer.name": "brevitas", "export": ["pt2", "onnx_qcdq"]})
+    with pytest.raises(MissingDependencyError, match="'onnx_qcdq' requires onnx>=1.17 .not") as one:
+        load_recipe(file)
+    assert one.value.where == "export[1]"
+    assert 'Run: pip install "onnx>=1.17" "onnxoptimizer' in str(one.value)
 
 
 def test_every_problem_at_once_with_its_line(project: Path) -> None:

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quark_core.api import get_quantizer
 from quark_core.errors import (
     AccuracyGateError,
+    ConfigError,
     DataError,
     QuantizationError,
     RunFolderError,
@@ -179,12 +181,35 @@ def test_nothing_to_quantize_is_an_error(recipe: Write, tmp_path: Path) -> None:
 def test_metrics_without_labels_or_data(recipe: Write, tmp_path: Path) -> None:
     loaded = load_recipe(recipe({"data.evaluation.target": None}))
     with pytest.raises(
-        DataError, match="metric 'top1' needs labels, the evaluation data have none"
+        DataError, match="metric 'accuracy' needs labels, the evaluation data have none"
     ):
         run_recipe(loaded, root=tmp_path)
-    loaded = load_recipe(recipe({"data.evaluation": None}))
-    with pytest.raises(DataError, match="metrics are asked for, but there are no evaluation data"):
-        run_recipe(loaded, root=tmp_path)
+    with pytest.raises(ConfigError, match="data.evaluation: missing, but evaluate.metrics asks"):
+        load_recipe(recipe({"data.evaluation": None}))
+
+
+def test_a_model_that_cannot_take_the_data(recipe: Write, project: Path, tmp_path: Path) -> None:
+    np.savez(project / "bytes.npz", x=np.zeros((8, 8), np.uint8), wide=np.zeros((8, 9), np.float32))
+    for name, part, words in (
+        ("wide", "evaluation", r"batch 1: the float model cannot take \(float32 \[8, 9\]\) .*mat1"),
+        ("x", "evaluation", r"cannot take \(uint8 \[8, 8\]\) .*normalize turns bytes into floats"),
+        (
+            "wide",
+            "calibration",
+            r"calibration data: the float model cannot take \(float32 \[1, 9\]",
+        ),
+    ):
+        data = {"source": "npz", "path": "bytes.npz", "input": name}
+        loaded = load_recipe(recipe({f"data.{part}": data, "evaluate": {"metrics": ["sqnr"]}}))
+        with pytest.raises(DataError, match=words) as caught:
+            run_recipe(loaded, root=tmp_path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_output_folder_that_cannot_be_made(recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be made .*Choose another folder or output"):
+        run_recipe(load_recipe(recipe()), root=tmp_path / "file")
 
 
 def test_plan_reads_without_writing(recipe: Write, tmp_path: Path) -> None:

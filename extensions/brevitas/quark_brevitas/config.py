@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +11,7 @@ from quark_brevitas import checks
 from quark_brevitas.formats import FLOATS, INTEGERS, MX, SIGNED, float_refusal, is_static
 from quark_brevitas.options import (
     AWQ,
+    INSTEAD,
     ActivationEqualization,
     Algorithm,
     Attention,
@@ -79,6 +80,8 @@ class BrevitasConfig(QuantizationConfig):
         Support(("input",), MX, ("group",), scale=("e8m0",), observer=(), dynamic=(True, False)),
         Support(("bias",), ("int16", "int32"), ("channel",)),
     )
+
+    instead: ClassVar[Mapping[str, str]] = INSTEAD
 
     backend: Literal["layerwise", "fx"] = Field(
         default="layerwise", description="How Brevitas rewrites the model: layerwise or fx."

@@ -272,7 +272,7 @@ def _require(*packages: str) -> None:
         raise MissingDependencyError(
             f"the export needs {', '.join(missing)}",
             where="export",
-            fix=f"pip install {' '.join(missing)}",
+            fix=f"Run: pip install {' '.join(missing)}",
         )
 
 

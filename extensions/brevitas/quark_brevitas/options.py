@@ -186,8 +186,28 @@ _OTHERS = {
     "{bits: 16}}",
     "hqo": "HQO searches scales, not codes: write hqo: true",
     "magr": "MagR comes before an algorithm: write magr: {}",
+    "adaround": "AdaRound is learned rounding: write algorithm: learned_round",
 }
 """What users of Brevitas may look for here, and what to write instead."""
+
+INSTEAD = {
+    **{name: f"algorithm: {name}" for name in ("gptq", "gpfq", "qronos", "learned_round")},
+    "gpfa2q": "algorithm: {name: gpfq, accumulator: {bits: 16}}",
+    "adaround": "algorithm: learned_round",
+    "act_order": "algorithm: {name: gptq, act_order: true}",
+    "smoothquant": "activation_equalization: {alpha: 0.5}",
+    "svdquant": "low_rank: {rank: 32}",
+    "quarot": "merge_layernorm: true and rotation: {}",
+    "hadamard": "merge_layernorm: true and rotation: {}",
+    "graph_equalization": "equalize_iterations: 20",
+    "percentile": "input: int8/percentile:99.99",
+    "bits": "weight: int8",
+    "bit_width": "weight: int8",
+    "group_size": "weight: int4/group:64",
+    "symmetric": "weight: int8/sym or weight: int8/asym",
+    "exclude": "rules: [{name: LAYER, skip: true}]",
+}
+"""The same for fields of the configuration."""
 
 
 def _by_name(value: Any) -> Any:

@@ -95,6 +95,9 @@ def test_inputs_without_a_scale(tiny: nn.Module, batches: list[Tensor], text: st
         ({"unscaled_inputs": True, "input": "fp8_e4m3/mse"}, "leave mse out"),
         ({"unsigned_relu": False}, "layerwise takes int8 and uint8 as they are written"),
         ({"equalize_scale": "range"}, "nothing is equalized"),
+        ({"smoothquant": True}, "unknown field. Write activation_equalization: {alpha: 0.5}"),
+        ({"gptq": True}, "unknown field. Write algorithm: gptq"),
+        ({"algorithm": "adaround"}, "AdaRound is learned rounding: write algorithm: learned_round"),
         (
             {
                 "equalize_iterations": 1,
