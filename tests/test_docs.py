@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 import pytest
+import torch
 import yaml
 
 from quark_core.cli import quark
@@ -114,10 +115,33 @@ def test_the_recipe_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:
     assert found["accuracy"] > 0.9
 
 
-def test_python_of_the_readme() -> None:
-    names: dict[str, Any] = {}
-    exec(next(_blocks(ROOT / "README.md", "python")), names)
-    assert names["quantized"].size_bytes() < 4000
+PYTHON = [
+    pytest.param(block, id=f"{_name(page)}-{index}")
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "how-to" / "use-your-own-model-and-data.md",
+        BREVITAS,
+    )
+    for index, block in enumerate(_blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python(block: str, tmp_path: Path) -> None:
+    """Runs, given the names that a page leaves to its reader."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    batches = [torch.randn(16, 64) for _ in range(4)]
+    model = torch.nn.Sequential(*layers)
+    names: dict[str, Any] = {
+        "model": model,
+        "batches": batches,
+        "inputs": batches[0],
+        "folder": tmp_path / "new",
+    }
+    exec(block, names)
+    assert names["quantized"].size_bytes() < 5000
+    assert torch.isfinite(names["quantized"](batches[0])).all()
 
 
 COMMANDS = [
