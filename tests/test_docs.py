@@ -16,6 +16,7 @@ import yaml
 
 from quark_core.cli import quark
 from quark_core.config import QuantizationConfig
+from quark_core.errors import MissingDependencyError
 from quark_core.execution import Silent
 from quark_core.recipe.evaluate import Evaluation
 from quark_core.recipe.load import load_recipe
@@ -113,6 +114,20 @@ def test_the_recipe_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:
     assert data is not None
     found = Evaluation(loaded, data, Silent()).of_float(loaded.load_model())
     assert found["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "examples").glob("*/**/*.yaml")), ids=_name
+)
+def test_examples_are_accepted(recipe: Path) -> None:
+    try:
+        loaded = load_recipe(recipe)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    if loaded.config.name == "brevitas" and FASHION in recipe.parents:
+        plan = plan_recipe(loaded)
+        assert len(plan.quantized) == 11
+        assert "rewriting" in " ".join(step.name for step in plan.steps)
 
 
 PYTHON = [
