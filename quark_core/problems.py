@@ -171,7 +171,7 @@ def _places(
             continue
         spelled.append(part)
         field = fields.get(part)
-        models = _models_in(field.annotation) if field is not None else []
+        models = models_in(field.annotation) if field is not None else []
         fields = models[0].model_fields if models else {}
     return spelled, fields
 
@@ -181,8 +181,8 @@ def _tag(model: type[BaseModel]) -> Any:
     return next(iter(model.model_fields.values())).default
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models within a type such as ``tuple[LayerRule, ...]`` or ``A | B | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]

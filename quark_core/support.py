@@ -133,7 +133,7 @@ def _unsupported_format(spec: TensorSpec, role: Role, rows: Iterable[Support], b
 
 
 def shorten(names: Iterable[str]) -> Iterator[str]:
-    """Fold runs such as int2, int3, int4 into ``int2..int4``."""
+    """Fold runs such as int2, int3, int4 into ``int2..int4``; say what ``fp[1|*`` stands for."""
     run: list[str] = []
 
     def stem(name: str) -> tuple[str, int] | None:
@@ -152,7 +152,7 @@ def shorten(names: Iterable[str]) -> Iterator[str]:
         here, last = stem(name), stem(run[-1]) if run else None
         if run and (here is None or last is None or here != (last[0], last[1] + 1)):
             yield from flush()
-        run.append(name)
+        run.append(f"{name.removesuffix('*')}e|m]" if name.endswith("|*") else name)
     yield from flush()
 
 

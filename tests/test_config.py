@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from quark_core.config import QuantizationConfig
 from quark_core.errors import ConfigError, UnsupportedSpecError
 from quark_core.spec import FrozenModel, Granularity, LayerRule, Observer, Role, TensorSpec
-from quark_core.support import Support, integers, misfit
+from quark_core.support import Support, integers, misfit, shorten
 
 kinds = st.one_of(
     st.sampled_from(["tensor", "token", "channel"]),
@@ -270,3 +270,12 @@ def test_closest_row_explains() -> None:
     assert (
         "cannot do scale power_of_two for a weight of format int4: accepted are float32" in found[1]
     )
+
+
+def test_formats_are_listed_as_a_recipe_spells_them() -> None:
+    assert list(shorten(["int2", "int3", "int4", "fp8_e4m3", "fp[1|*", "mx*"])) == [
+        "int2..int4",
+        "fp8_e4m3",
+        "fp[1|e|m]",
+        "mx*",
+    ]

@@ -11,10 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 import pytest
+import torch
 import yaml
 
 from quark_core.cli import quark
 from quark_core.config import QuantizationConfig
+from quark_core.errors import MissingDependencyError
 from quark_core.execution import Silent
 from quark_core.recipe.evaluate import Evaluation
 from quark_core.recipe.load import load_recipe
@@ -114,10 +116,47 @@ def test_the_recipe_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:
     assert found["accuracy"] > 0.9
 
 
-def test_python_of_the_readme() -> None:
-    names: dict[str, Any] = {}
-    exec(next(_blocks(ROOT / "README.md", "python")), names)
-    assert names["quantized"].size_bytes() < 4000
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "examples").glob("*/**/*.yaml")), ids=_name
+)
+def test_examples_are_accepted(recipe: Path) -> None:
+    try:
+        loaded = load_recipe(recipe)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    if loaded.config.name == "brevitas" and FASHION in recipe.parents:
+        plan = plan_recipe(loaded)
+        assert len(plan.quantized) == 11
+        assert "rewriting" in " ".join(step.name for step in plan.steps)
+
+
+PYTHON = [
+    pytest.param(block, id=f"{_name(page)}-{index}")
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "how-to" / "use-your-own-model-and-data.md",
+        BREVITAS,
+    )
+    for index, block in enumerate(_blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python(block: str, tmp_path: Path) -> None:
+    """Runs, given the names that a page leaves to its reader."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    batches = [torch.randn(16, 64) for _ in range(4)]
+    model = torch.nn.Sequential(*layers)
+    names: dict[str, Any] = {
+        "model": model,
+        "batches": batches,
+        "inputs": batches[0],
+        "folder": tmp_path / "new",
+    }
+    exec(block, names)
+    assert names["quantized"].size_bytes() < 5000
+    assert torch.isfinite(names["quantized"](batches[0])).all()
 
 
 COMMANDS = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -35,18 +37,66 @@ def command(name: str, as_json: bool) -> None:
         "requires": [asdict(check(text)) for text in entry.spec.requires],
         "capabilities": asdict(entry.spec.capabilities),
         "supports": [row.as_dict() for row in config.supports or ()],
-        "options": {
-            key: {
-                "default": field.get_default(call_default_factory=True),
-                "description": field.description or "",
-            }
-            for key, field in own.items()
-        },
+        "options": _options(own),
     }
     if as_json:
         echo_json(data)
     else:
         _show(data)
+
+
+def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Default, description, values and what is within, for each option by name."""
+    from quark_core.problems import models_in
+    from quark_core.spec import TensorSpec
+
+    found = {}
+    for key, field in fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        within: dict[str, Any] = {}
+        for model in models_in(field.annotation):
+            if model is not TensorSpec:
+                tag = model.model_fields.get("name")
+                inner = {k: v for k, v in model.model_fields.items() if k != "name"}
+                within |= {f"{tag.default}." if tag else "": _options(inner)}
+        found[key] = {
+            "default": _plain(default),
+            "required": field.is_required(),
+            "description": field.description or "",
+            "values": _choices(field.annotation),
+            "within": {f"{tag}{k}": v for tag, part in within.items() for k, v in part.items()},
+        }
+    return found
+
+
+def _plain(default: Any) -> Any:
+    """A default as a recipe would write it."""
+    from pydantic import BaseModel
+
+    from quark_core.spec import TensorSpec
+
+    if isinstance(default, TensorSpec):
+        return str(default)
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(default, list | tuple):
+        return [_plain(part) for part in default]
+    return default if isinstance(default, bool | int | float | dict | None) else str(default)
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The values of a Literal, alone or in a union."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in _choices(part)]
+
+
+def _show_options(options: Mapping[str, Any], indent: str) -> None:
+    for key, option in options.items():
+        default = "required" if option["required"] else json.dumps(option["default"])
+        values = f" ({', '.join(map(str, option['values']))})" if option["values"] else ""
+        click.echo(f"{indent}{key}: {default}{values}  {option['description']}".rstrip())
+        _show_options(option["within"], indent + "    ")
 
 
 def _show(data: dict[str, Any]) -> None:
@@ -67,8 +117,7 @@ def _show(data: dict[str, Any]) -> None:
             click.echo(f"    {key:<12} {values or '-'}")
     if data["options"]:
         click.echo("\nOptions of its own")
-    for key, option in data["options"].items():
-        click.echo(f"  {key} = {option['default']!r}  {option['description']}".rstrip())
+    _show_options(data["options"], "  ")
     click.echo("\nCapabilities")
     requires = data["capabilities"].pop("export_requires")
     for key, value in data["capabilities"].items():

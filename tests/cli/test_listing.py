@@ -13,6 +13,7 @@ import yaml
 
 from quark_core import QuantizerSpec
 from quark_core.registry import registry
+from quark_core.registry.requirements import missing
 from quark_core.registry.specs import Diagnostic
 
 Quark = Callable[..., Any]
@@ -76,6 +77,23 @@ def test_info_tells_what_a_backend_can_do(quark: Quark, name: str) -> None:
     data = json.loads(quark("info", name, "--json").out)
     assert data["name"] == name
     assert any("int8" in row["formats"] for row in data["supports"])
+
+
+def test_info_shows_options_within_options(quark: Quark) -> None:
+    said = quark("info", "brevitas")
+    assert '  backend: "layerwise" (layerwise, fx)  How Brevitas' in said.out
+    assert '\n      matrix: "hadamard" (hadamard, orthogonal)  ' in said.out
+    assert "\n      gptq.damping: 0.01  " in said.out
+    assert "\n          bits: required  " in said.out
+    options = json.loads(quark("info", "brevitas", "--json").out)["options"]
+    assert options["attention"]["within"]["spec"]["default"] == "int8/sym"
+
+
+def test_info_of_every_backend(quark: Quark) -> None:
+    for entry in registry().entries("quantizer"):
+        if not missing(entry.spec.requires):
+            assert json.loads(quark("info", entry.spec.name, "--json").out)["options"]
+            assert "Options of its own" in quark("info", entry.spec.name).out
 
 
 def test_info_on_an_unknown_backend(quark: Quark) -> None:

@@ -64,6 +64,7 @@ def from_quark(config: Any) -> dict[str, Any]:
         ConfigError: Something in it has no counterpart; every such place is listed.
     """
     data, problems = _plain(config), list[Problem]()
+    _require_form(data)
     _unread(data, "Config", "", problems)
     found: dict[str, Any] = {"name": "brevitas", "merge_bn": False}
     backend = str(data.get("backend") or "layerwise").lower()
@@ -96,6 +97,39 @@ def from_quark(config: Any) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, fix="Change these places by hand")
     return found
+
+
+def _require_form(data: Any) -> None:
+    """Refuse what has not the shape of a ``Config``, before anything in it is read."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            [
+                Problem(
+                    "configuration",
+                    f"is a {type(data).__name__}: give Quark's Config or the same as a mapping, "
+                    "such as json.load returns",
+                )
+            ]
+        )
+    layer = data.get("global_quant_config") or {}
+    mappings = {"global_quant_config": layer}
+    if isinstance(layer, Mapping):
+        given = {name: layer[name] for name in _TENSORS if layer.get(name) is not None}
+        mappings |= {f"global_quant_config.{name}": part for name, part in given.items()}
+    problems = []
+    for part in ("pre_quant_opt_config", "algo_config"):
+        entries = data.get(part) or []
+        if isinstance(entries, list):
+            mappings |= {f"{part}[{index}]": entry for index, entry in enumerate(entries)}
+        else:
+            problems.append(Problem(part, f"{entries!r} is not accepted: write a list: [...]"))
+    problems += [
+        Problem(place, f"{part!r} is not accepted: write a mapping: {{name: value}}")
+        for place, part in mappings.items()
+        if not isinstance(part, Mapping)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _pass(

@@ -245,3 +245,23 @@ def test_all_passes_of_the_extension() -> None:
     assert config.algorithm is not None
     assert config.algorithm.name == "gpfq"
     assert config.narrow_range
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("config.json", "configuration: is a str: give Quark's Config or the same as a mapping"),
+        (None, "configuration: is a NoneType"),
+        ({"global_quant_config": "int8"}, "global_quant_config: 'int8' is not accepted"),
+        ({"global_quant_config": {"weight": "int8"}}, "global_quant_config.weight: 'int8' is not"),
+        (
+            {"algo_config": {"type": "GPTQ"}},
+            "algo_config: {'type': 'GPTQ'} is not accepted: write a",
+        ),
+        ({"algo_config": ["gptq"]}, "algo_config[0]: 'gptq' is not accepted: write a mapping"),
+    ],
+)
+def test_what_has_not_the_shape_of_a_configuration(given: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_quark(given)
+    assert words in str(caught.value)
