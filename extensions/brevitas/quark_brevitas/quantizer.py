@@ -32,6 +32,16 @@ from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import Decision, Target, select
 from quark_core.targets import io_roles, module_targets
 
+_UNTRACED = {
+    "backend": "backend: layerwise",
+    "equalize_iterations": "equalize_iterations: 0",
+    "channel_splitting": "channel_splitting: 0",
+    "rotation.mode": "rotation.mode: fused",
+    "activation_equalization.mode": "activation_equalization.mode: fused, or layerwise",
+    "attention.mode": "attention.mode: functional",
+}
+"""What does without a traced graph, by the option that needs one."""
+
 
 class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     """Post-training quantization by Brevitas 0.13."""
@@ -296,8 +306,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 f"{wanted} needs a model that can be traced",
                 where="quantizer",
                 cause=problem,
-                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0, "
-                "activation_equalization.mode: layerwise and rotation.mode: fused",
+                fix=f"Write {_UNTRACED[wanted.split(':')[0]]}",
             )
         return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
 
