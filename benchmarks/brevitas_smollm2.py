@@ -33,6 +33,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "gptq act order": {"weight": W4, "algorithm": {"name": "gptq", "act_order": True}},
     "gpfq": {"weight": W4, "algorithm": "gpfq"},
     "qronos": {"weight": W4, "algorithm": "qronos"},
+    "learned round, by blocks": {
+        "weight": W4,
+        "algorithm": {
+            "name": "learned_round",
+            "blocks": "model.layers",
+            "iterations": 100,
+            "learning_rate": 0.01,
+        },
+    },
     "magr + gptq": {"weight": W4, "magr": {"alpha": 0.001, "steps": 50}, "algorithm": "gptq"},
     "awq": {"weight": W4, "awq": {}},
     "awq, fused": {"weight": W4, "awq": {"mode": "fused"}},

@@ -53,7 +53,7 @@ def kind_of(entry: PlanEntry) -> str:
         grouped = granularity.kind == "group"
         if fmt.family != "integer":
             problem, fix = f"{fmt.name}: it holds integers", "Write int4/group:32 or int8/group:32"
-        elif entry.op != "linear":
+        elif entry.op not in ("linear", "embedding"):
             problem, fix = f"a {entry.op}", "Skip the layer by a rule"
         elif grouped and (granularity.size or 0) % BLOCK:
             problem = f"groups of {granularity.size}: scales belong to {BLOCK} elements"
@@ -216,12 +216,13 @@ def _config(module: nn.Module) -> Any:
 
 
 def _tensors(module: nn.Module, config: Any) -> Mapping[str, Tensor]:
-    """What a float Llama would hold; a tied output layer that stayed float is left out."""
-    output: Any = module.get_submodule("lm_head")
-    embedding: Any = module.get_submodule("model.embed_tokens")
-    quantized = getattr(output, "weight_quant", None) is not None
-    tied = config.tie_word_embeddings and not quantized
-    tied = tied and output.weight.data_ptr() == embedding.weight.data_ptr()
+    """What a float Llama would hold; an output layer equal to the embedding is left out."""
+    ends: list[Any] = [module.get_submodule(name) for name in ("lm_head", "model.embed_tokens")]
+    quantized = [hasattr(end, "weight_quant") for end in ends]
+    tied = config.tie_word_embeddings and quantized[0] == quantized[1]
+    if tied:
+        first, second = (end.quant_weight().value if quantized[0] else end.weight for end in ends)
+        tied = torch.equal(first, second)
     return {
         name: tensor
         for name, tensor in module.state_dict().items()

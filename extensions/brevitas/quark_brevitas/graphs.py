@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -125,17 +126,24 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self._model = model
-        self._nodes: dict[int, tuple[fx.Node, Tensor]] = {}
-        self._inside = 0
+        self._nodes: dict[int, tuple[fx.Node, weakref.ref[Tensor]]] = {}
+        self._inside = self._outside = 0
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node whose output a tensor is; a new placeholder for one that comes from outside."""
         known = self._nodes.get(id(tensor))
-        if known is None:
-            known = self.graph.placeholder(f"outside_{len(self._nodes)}"), tensor
-            known[0].meta[SHAPE] = tuple(tensor.shape)
-            self._nodes[id(tensor)] = known
-        return known[0]
+        if known is not None:
+            return known[0]
+        self._outside += 1
+        node = self.graph.placeholder(f"outside_{self._outside}")
+        node.meta[SHAPE] = tuple(tensor.shape)
+        self._know(tensor, node)
+        return node
+
+    def _know(self, tensor: Tensor, node: fx.Node) -> None:
+        """Remember whose output a tensor is for as long as it lives: others get its id then."""
+        key = id(tensor)
+        self._nodes[key] = node, weakref.ref(tensor, lambda _: self._nodes.pop(key, None))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -168,7 +176,7 @@ class _Recorder(TorchFunctionMode):
             kind, target, tuple(map(swap, args)), {key: swap(one) for key, one in kwargs.items()}
         )
         for tensor in leaves(output):
-            self._nodes[id(tensor)] = node, tensor
+            self._know(tensor, node)
         if isinstance(output, Tensor):
             node.meta[SHAPE] = tuple(output.shape)
 

@@ -55,10 +55,10 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
         )
     if config.low_rank is not None:
         _require_rest(planned, config.low_rank.rank)
-    if config.algorithm is not None and planned and not any(map(_roundable, planned)):
+    if config.algorithm is not None and planned and not any(map(preparation.is_roundable, planned)):
         raise QuantizationError(
             f"{config.algorithm.name} rounds Linear and Conv layers, and only transposed "
-            "convolutions are quantized",
+            "convolutions or embeddings are quantized",
             where="plan",
             fix="Leave algorithm out",
         )
@@ -104,11 +104,11 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
     for entry in entries:
         if entry.reason.startswith("stays"):
             yield f"{entry.name} {entry.reason}"
-    left = [entry.name for entry in planned if not _roundable(entry)]
+    left = [entry.name for entry in planned if not preparation.is_roundable(entry)]
     if config.algorithm is not None and left:
         yield (
-            f"{config.algorithm.name} leaves transposed convolutions to the nearest codes: "
-            f"{', '.join(left)}"
+            f"{config.algorithm.name} leaves transposed convolutions and embeddings to the nearest "
+            f"codes: {', '.join(left)}"
         )
     rotation = config.rotation
     if rotation is not None and (rotation.mode == "layerwise" or rotation.online):
@@ -142,10 +142,6 @@ def has_hadamard(width: int) -> bool:
     except AssertionError:
         return False
     return True
-
-
-def _roundable(entry: PlanEntry) -> bool:
-    return not entry.op.startswith("conv_transpose")
 
 
 def _require_whole_groups(entry: PlanEntry) -> None:

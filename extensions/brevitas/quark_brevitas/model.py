@@ -15,7 +15,7 @@ from torch import nn
 from quark_brevitas import attention
 from quark_brevitas.encodings import Reader
 from quark_brevitas.fusing import Region
-from quark_brevitas.preparation import keep_float_weights
+from quark_brevitas.preparation import is_roundable, keep_float_weights
 from quark_brevitas.wrappers import factor_shapes, inner, path_of, put_factors
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
@@ -62,11 +62,11 @@ class Prepared:
         return inner(self.module.get_submodule(name))
 
     def rounded(self) -> dict[str, Any]:
-        """The layers whose weights an algorithm may round: all but transposed convolutions."""
+        """The layers whose weights an algorithm may round."""
         return {
             entry.name: self.layer(entry.name)
             for entry in self.plan.quantized
-            if entry.weight is not None and not entry.op.startswith("conv_transpose")
+            if entry.weight is not None and is_roundable(entry)
         }
 
     def initialize(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quark_brevitas import fusing, preparation, unchanged
+from quark_brevitas import fusing, preparation, recurrent, unchanged
 from quark_brevitas.attention import OP
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.formats import is_static
@@ -216,7 +216,8 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
     from brevitas.graph.calibrate import calibration_mode
 
     unseen = {entry.name for entry in prepared.plan.quantized if is_static(entry.input)}
-    with calibration_mode(prepared.module), ExitStack() as hooks:
+    model = prepared.module
+    with calibration_mode(model), recurrent.observed_whole(model), ExitStack() as hooks:
         for entry in prepared.plan.quantized:
             layer = prepared.layer(entry.name)
             # Dynamic inputs have nothing to observe, and groups that do not fill their axis come
@@ -266,6 +267,8 @@ def _algorithm(config: BrevitasConfig) -> Run:
             )
         elif options.engine == "brevitas":
             prepared.initialize()
+            # Brevitas would store its copies with the model.
+            preparation.keep_float_weights(layers)
             work = Stock(prepared.module, options)
         else:
             work = Rounding(

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from quark_brevitas import attention
+from quark_brevitas import attention, embedding
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.wrappers import WRAPPED, inner
+from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.plan import Plan, PlanEntry
 
@@ -23,10 +24,18 @@ OPS: dict[type, str] = {
     nn.Linear: "linear",
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
     nn.ConvTranspose1d: "conv_transpose1d",
     nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+    nn.Embedding: "embedding",
 }
 """Layers the backend quantizes; exactly these classes, as Brevitas replaces no subclass."""
+
+
+def is_roundable(entry: PlanEntry) -> bool:
+    """Whether a layer multiplies its inputs by rows of its weight, as rounding algorithms need."""
+    return entry.op in ("linear", "conv1d", "conv2d", "conv3d")
 
 
 @contextmanager
@@ -159,21 +168,27 @@ def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.M
 
         given = attention.settings(config.attention, config.attention_spec)
         layers[qnn.ScaledDotProductAttention] = (qnn.QuantScaledDotProductAttention, given)
-    skipped = [
+    with quiet():
+        rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=_left(model, plan))
+    return rewritten
+
+
+def _left(model: nn.Module, plan: Plan) -> list[str]:
+    """Layers that stay float."""
+    return [
         name
         for name, module in model.named_modules()
         if type(module) in OPS
         and not (_planned(name, plan) in plan and plan[_planned(name, plan)].quantized)
     ]
-    with quiet():
-        rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=skipped)
-    return rewritten
 
 
-def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Module:
+def replace_graph(
+    model: nn.Module, plan: Plan, config: BrevitasConfig, example: Batch | None
+) -> nn.Module:
     """Brevitas's fx rewriting: quantizers along the graph, weights by layer."""
     import brevitas.nn as qnn
-    from brevitas.graph.quantize import quantize
+    from brevitas.graph.quantize import layerwise_quantize, quantize
 
     from quark_brevitas.quantizers import input_quantizer
 
@@ -198,19 +213,42 @@ def replace_graph(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.Mo
         "signed": (qnn.QuantIdentity, settings),
         "unsigned": (qnn.QuantIdentity, unsigned),
     }
+    layers = _layer_map(plan, config, with_inputs=False)
+    # Along the graph, Brevitas would quantize the indices that an embedding is given.
+    embeddings = {nn.Embedding: layers.pop(nn.Embedding)}
     with quiet():
+        model = layerwise_quantize(model, embeddings, name_blacklist=_left(model, plan))
         rewritten: nn.Module = quantize(
             model,
-            compute_layer_map=_layer_map(plan, config, with_inputs=False),
+            compute_layer_map=layers,
             quant_act_map=activations,
             quant_identity_map=identities,
         )
+    _pass_indices(rewritten, example)
     for entry in plan.quantized:
         if entry.op == attention.OP:
             assert config.attention is not None
             assert entry.input is not None
             rewritten.set_submodule(entry.name, attention.quantized(config.attention, entry.input))
     return rewritten
+
+
+def _pass_indices(traced: Any, example: Batch | None) -> None:
+    """Undo a fault of Brevitas 0.13.4: it quantizes every input of a graph, be it token ids."""
+    given = [] if example is None else list(example.args)
+    named = {} if example is None else example.kwargs
+    modules = dict(traced.named_modules())
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for at, node in enumerate(inputs):
+        value = named.get(node.target, given[at] if at < len(given) else None)
+        whole = isinstance(value, torch.Tensor) and not value.is_floating_point()
+        for user in [user for user in node.users if user.target == f"{node.name}_quant"]:
+            after = [modules.get(str(reader.target)) for reader in user.users]
+            if whole or any(isinstance(module, nn.Embedding) for module in after):
+                user.replace_all_uses_with(node)
+                traced.graph.erase_node(user)
+                traced.delete_submodule(user.target)
+    traced.recompile()
 
 
 def _layer_map(
@@ -236,14 +274,18 @@ def _layer_map(
         "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name, plan)].bias),
         "return_quant_tensor": False,
     }
+    looked_up = {"weight_quant": settings["weight_quant"], "return_quant_tensor": False}
     if with_inputs:
         settings["input_quant"] = lambda _layer, name: inputs(name)
     return {
         nn.Linear: (qnn.QuantLinear, settings),
         nn.Conv1d: (qnn.QuantConv1d, settings),
         nn.Conv2d: (qnn.QuantConv2d, settings),
+        nn.Conv3d: (qnn.QuantConv3d, settings),
         nn.ConvTranspose1d: (qnn.QuantConvTranspose1d, settings),
         nn.ConvTranspose2d: (qnn.QuantConvTranspose2d, settings),
+        nn.ConvTranspose3d: (qnn.QuantConvTranspose3d, settings),
+        nn.Embedding: (embedding.quantized_class(), looked_up),
     }
 
 

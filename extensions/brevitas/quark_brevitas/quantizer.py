@@ -18,6 +18,7 @@ from quark_brevitas import (
     low_rank,
     multihead,
     preparation,
+    recurrent,
     rotation,
 )
 from quark_brevitas.config import BrevitasConfig
@@ -32,6 +33,7 @@ from quark_core.quantizer import ModelQuantizer
 from quark_core.selection import Decision, Target, select
 from quark_core.targets import io_roles, module_targets
 
+_NOT_APART = "stays float: backend: layerwise takes the common kinds apart into Linear layers"
 _UNTRACED = {
     "backend": "backend: layerwise",
     "equalize_iterations": "equalize_iterations: 0",
@@ -64,13 +66,19 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         if self._splits(model):
             model = copy.deepcopy(model)
             multihead.split_all(model)
+        traced, graph, warnings = self._traced(model)
+        sites = self._sites(model, example, traced)
+        if self._splits(model):
+            # Only now: a tracer takes them whole, and could not follow their steps.
+            steps = recurrent.split_all(model)
+            warnings += self._first_steps(steps)
+            if graph is not None:
+                recurrent.split_all(graph)
         found = [
             (target, module)
             for target, module in module_targets(model, preparation.OPS)
             if type(module) in preparation.OPS
         ]
-        traced, graph, warnings = self._traced(model)
-        sites = self._sites(model, example, traced)
         selection = select([*self._placed(found, model, example), *sites], self.config)
         called = set(dict(graph.named_modules())) if graph is not None else None
         # Folding BatchNorm gives biases to layers that have none yet.
@@ -83,6 +91,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             for target, module in found
         )
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
+        entries += _whole(model)
         limits.require(model, entries, self.config)
         on_graph = rotation.works_on_graph(self.config) and not traced
         if rotation.works_on_graph(self.config) and (traced or example is not None):
@@ -111,13 +120,17 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         counterparts: dict[str, str | None] = {}
         if self._splits(model):
             counterparts = dict.fromkeys(multihead.split_all(model))
-        preparation.untie(model, [entry.name for entry in plan.quantized if entry.weight])
+        present = dict(model.named_modules())
+        weighty = [entry.name for entry in plan.quantized if entry.weight]
+        preparation.untie(model, [name for name in weighty if name in present])
         if any(step.name == "preprocess" for step in plan.steps):
             if self.config.equalize_iterations or self.config.channel_splitting:
                 counterparts = {entry.name: None for entry in plan.entries}
             elif self.config.merge_bn:
                 counterparts |= preparation.folded_into(model)
             model = preparation.preprocess(model, self.config)
+        if self.config.backend != "fx":
+            counterparts |= dict.fromkeys(recurrent.split_all(model, weighty))
         beside = example.beside(model) if example is not None else None
         model.eval()
         notes: list[str] = []
@@ -214,7 +227,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             )
             show_layers(model)
         if self.config.backend == "fx":
-            rewritten = preparation.replace_graph(prepared.module, prepared.plan, self.config)
+            rewritten = preparation.replace_graph(
+                prepared.module, prepared.plan, self.config, prepared.example
+            )
         else:
             rewritten = preparation.replace_layers(prepared.module, prepared.plan, self.config)
         preparation.require_layers(rewritten, prepared.plan)
@@ -228,6 +243,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
     def _entry(
         self, target: Target, module: nn.Module, decision: Decision, folded: nn.Module
     ) -> PlanEntry:
+        if target.op == "embedding":
+            return self._embedding(target, module, decision)
         specs = decision.specs
         biased = folded.get_submodule(target.name).bias is not None
         granularity = specs["input"].granularity if specs["input"] is not None else None
@@ -245,6 +262,21 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             bias=specs["bias"] if biased else None,
             rule=decision.why,
             reason=reason,
+        )
+
+    def _embedding(self, target: Target, module: nn.Module, decision: Decision) -> PlanEntry:
+        """An embedding's weight, if a rule asks for it: Brevitas's own examples leave it float."""
+        rule = None if decision.rule is None else self.config.rules[decision.rule]
+        spec = decision.specs["weight"]
+        reason = ""
+        if rule is None or (not rule.skip and "weight" not in rule.model_fields_set):
+            spec, reason = None, "float unless a rule for it gives a weight"
+        elif spec is not None and module.max_norm is not None:
+            spec, reason = None, "stays float: max_norm changes its weight at run time"
+        shape = tuple(module.get_parameter("weight").shape)
+        kind = type(module).__name__
+        return PlanEntry(
+            target.name, kind, target.op, shape, weight=spec, rule=decision.why, reason=reason
         )
 
     def _placed(
@@ -265,7 +297,18 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
 
     def _splits(self, model: nn.Module) -> bool:
         """Whether there is attention to take apart; fx could not see through what comes of it."""
-        return self.config.backend != "fx" and any(map(multihead.can_split, model.modules()))
+        return self.config.backend != "fx" and any(
+            multihead.can_split(module) or recurrent.can_split(module) for module in model.modules()
+        )
+
+    def _first_steps(self, layers: list[str]) -> tuple[str, ...]:
+        """A warning about Brevitas's own algorithms, which look at a layer's first call only."""
+        if not layers or getattr(self.config.algorithm, "engine", "fast") == "fast":
+            return ()
+        return (
+            f"engine: brevitas looks at the first step of a sequence only in {', '.join(layers)}; "
+            "engine: fast looks at all",
+        )
 
     def _sites(self, model: nn.Module, example: Batch | None, traced: str) -> list[Target]:
         """Where attention is called, if the configuration asks for it."""
@@ -309,6 +352,15 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 fix=f"Write {_UNTRACED[wanted.split(':')[0]]}",
             )
         return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
+
+
+def _whole(model: nn.Module) -> tuple[PlanEntry, ...]:
+    """Modules with several weights that nobody has taken apart."""
+    return tuple(
+        PlanEntry(name, type(module).__name__, type(module).__name__.lower(), reason=_NOT_APART)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase)
+    )
 
 
 def _left_out(target: Target, module: nn.Module) -> PlanEntry:

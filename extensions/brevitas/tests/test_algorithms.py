@@ -175,10 +175,16 @@ def test_convolutions_are_rounded_too(tiny: nn.Module, batches: list[Tensor]) ->
         nn.Conv2d(6, 4, (1, 3), padding="same", groups=2, dilation=(1, 2), bias=False),
         nn.Conv2d(6, 6, 3, groups=6, padding=2, padding_mode="reflect", bias=False),
         nn.Conv1d(6, 4, 3, padding=1, bias=False),
+        nn.Conv3d(6, 4, (3, 1, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2, bias=False),
     ],
 )
 def test_columns_times_rows_is_what_the_layer_computes(layer: Any) -> None:
-    shapes = {nn.Linear: (2, 7, 6), nn.Conv1d: (2, 6, 9), nn.Conv2d: (2, 6, 8, 9)}
+    shapes = {
+        nn.Linear: (2, 7, 6),
+        nn.Conv1d: (2, 6, 9),
+        nn.Conv2d: (2, 6, 8, 9),
+        nn.Conv3d: (2, 6, 5, 4, 7),
+    }
     x = torch.randn(shapes[type(layer)])
     groups = getattr(layer, "groups", 1)
     rows = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1)
@@ -213,9 +219,7 @@ def test_steps_follow_execution_and_layers_run_once(
     inputs: dict[str, Tensor] = {}
     for step in walk.steps:
         for index, batch in enumerate(correlated):
-            walk.run(
-                step, batch, index, "only", lambda x, s=step: inputs.__setitem__(s.layers[0], x)
-            )
+            (inputs[step.layers[0]],) = walk.run(step, batch, index, "only")
         walk.finish(step)
     assert ran == {**dict.fromkeys(layers, len(correlated)), "last": 0}
     monkeypatch.undo()
@@ -267,11 +271,10 @@ def test_layers_see_what_they_see_in_the_model(correlated: list[Batch]) -> None:
     for step in walk.steps:
         (name,) = step.layers
         for index, batch in enumerate(correlated):
-            found: list[Tensor] = []
-            walk.run(step, batch, index, "only", found.append)
+            (found,) = walk.run(step, batch, index, "only")
             expected.clear()
             batch.run(model)
-            assert torch.equal(found[0], expected[name])
+            assert torch.equal(found, expected[name])
         walk.finish(step)
 
 

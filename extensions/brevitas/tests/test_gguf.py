@@ -125,6 +125,21 @@ def test_the_file_computes_what_the_module_computes(tmp_path: Path, tied: bool, 
     assert ("output.weight" in names) == (head or not tied)
 
 
+@pytest.mark.parametrize(("head", "stored"), [("int8/group:32", False), ("int4/group:32", True)])
+def test_quantized_embeddings(tmp_path: Path, head: str, stored: bool) -> None:
+    rules = [
+        {"name": "model.embed_tokens", "weight": "int8/group:32"},
+        {"name": "lm_head", "weight": head},
+    ]
+    written = _quantized(weight="int4/group:32", rules=rules).export("gguf", tmp_path / "model")
+    about = json.loads((tmp_path / f"{written.name}.report.json").read_text())
+    assert about["metrics"]["sqnr_db"] > 50
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(written).tensors}
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    # llama.cpp reads the embedding where there is no output layer: written only if they differ.
+    assert ("output.weight" in tensors) is stored
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

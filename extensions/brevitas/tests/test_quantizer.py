@@ -307,7 +307,7 @@ def test_groups_that_do_not_divide_are_refused_with_the_nearest(tiny: nn.Module)
     [
         (
             {"algorithm": "gptq"},
-            "gptq leaves transposed convolutions to the nearest codes: up, up1d",
+            "gptq leaves transposed convolutions and embeddings to the nearest codes: up, up1d",
         ),
         ({"hqo": True}, "hqo searches 5 weights in up to"),
         ({"weight": "mxfp4"}, "quark-native reads the exponent's bits instead"),

@@ -99,16 +99,15 @@ def _codes(graph: fx.GraphModule) -> dict[str, np.ndarray]:
 
 
 def _assert_close(found: np.ndarray, expected: np.ndarray, quantized: Any) -> None:
-    """Equal but for values that another order of sums moved by one step of the output.
+    """Equal but for what another order of float sums does.
 
-    Few values of 8 bits lie that near to a rounding boundary. A step of 16 bits is hardly larger than
-    the error of a float sum, so any number of values may move by one.
+    The last bit of a range moves with it, and values near to a rounding boundary by a step, in one
+    layer after the other. Direct calls in the same process are compared bit for bit elsewhere.
     """
-    rows = [row for row in _table(quantized.graph).values() if isinstance(row[0], float)]
-    step, *_, dtype = rows[-1]
-    apart = np.abs(found - expected)
-    assert apart.max() <= step * 1.001
-    assert dtype == "torch.int16" or (apart > 1e-6).mean() <= 0.05
+    steps = [row[0] for row in _table(quantized.graph).values() if isinstance(row[0], float)]
+    apart = np.abs(found - expected) / steps[-1]
+    assert apart.max() <= 3.01
+    assert apart.mean() <= 0.5
 
 
 @pytest.mark.parametrize("name", CONFIGS)

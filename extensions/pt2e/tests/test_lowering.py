@@ -118,7 +118,8 @@ def test_exports(golden_model: nn.Module, golden_inputs: Any, tmp_path: Path) ->
     assert told["facts"]["samples compared"] == "5"
     assert told["metrics"]["samples compared"] == 5
     assert 0.5 < told["metrics"]["equal output codes"] <= 1
-    assert told["metrics"]["sqnr integer against fake-quant dB"] > 25
+    if told["metrics"]["equal output codes"] < 1:
+        assert told["metrics"]["sqnr integer against fake-quant dB"] > 25
     assert told["facts"]["left to the CPU"] == "nothing"
     layers = [row[0] for row in told["tables"][0]["rows"]]
     assert {"output", "block1.pw", "block2.add", "head"} <= set(layers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
+from torch.nn.functional import pad
 
 
 def plain(value: Any) -> Tensor:
@@ -24,7 +24,7 @@ def input_columns(layer: Any, x: Tensor) -> Tensor:
     """What the rows of a weight are multiplied with: [groups, positions, columns], float32.
 
     Args:
-        layer: A Linear, or a convolution over one or two axes.
+        layer: A Linear, or a convolution over one to three axes.
         x: Its input, with or without a batch axis.
     """
     x = x.detach().float()
@@ -36,19 +36,14 @@ def input_columns(layer: Any, x: Tensor) -> Tensor:
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = pad(x, padding, mode=mode)
-    if axes == 1:
-        x = x.unsqueeze(2)
-    front = (1,) * (2 - axes)
-    unfolded = unfold(
-        x,
-        (*front, *layer.kernel_size),
-        dilation=(*front, *layer.dilation),
-        stride=(*front, *layer.stride),
-    )
+    for axis in range(axes):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        x = x.unfold(2 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
+    # Now [samples, channels, *positions, *kernel].
     groups = groups_of(layer)
-    samples, columns, positions = unfolded.shape
-    split = unfolded.view(samples, groups, columns // groups, positions)
-    return split.permute(1, 0, 3, 2).reshape(groups, samples * positions, columns // groups)
+    x = torch.unflatten(x, 1, (groups, -1)).movedim(2, 2 + axes)
+    columns = layer.weight[0].numel()
+    return x.transpose(0, 1).reshape(groups, -1, columns)
 
 
 def weight_rows(weight: Tensor, groups: int) -> Tensor:

@@ -8,7 +8,7 @@ written into the weight, which then lies on its grid: nothing of it remains in t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from itertools import zip_longest
 from typing import Any
 from zlib import crc32
 
@@ -83,20 +83,17 @@ class Learning:
     def feed(self, batch: Batch) -> None:
         """Keep what the layers of the step receive, and what they should return."""
         assert self._step is not None
-        found: dict[str, Tensor] = {}
-        self._walk.run(self._step, batch, self._index, QUANTIZED, partial(_put, found, QUANTIZED))
+        quantized = self._walk.run(self._step, batch, self._index, QUANTIZED)
         with self._float:
-            self._walk.run(self._step, batch, self._index, FLOAT, partial(_put, found, FLOAT))
+            wanted = self._walk.run(self._step, batch, self._index, FLOAT)
         self._index += 1
-        if QUANTIZED not in found:
-            return
-        x = found[QUANTIZED]
-        self._received.append(x)
-        target = same_rows(x, found.get(FLOAT))
-        for name in self._step.layers:
-            layer = self._layers[name]
-            weight = layer.weight_orig.to(layer.weight.device)
-            self._wanted[name].append(layer.inner_forward_impl(target, weight, layer.bias))
+        for x, beside in zip_longest(quantized, wanted[: len(quantized)]):
+            self._received.append(x)
+            target = same_rows(x, beside)
+            for name in self._step.layers:
+                layer = self._layers[name]
+                weight = layer.weight_orig.to(layer.weight.device)
+                self._wanted[name].append(layer.inner_forward_impl(target, weight, layer.bias))
 
     def _learn(self, name: str) -> None:
         layer, spec = self._layers[name], self._entries[name].weight
@@ -128,10 +125,6 @@ class Learning:
         size = min(self._options.batch_size, count)
         for _ in range(self._options.iterations):
             yield torch.randint(count, (size,), generator=generator).tolist()
-
-
-def _put(found: dict[str, Tensor], stream: str, x: Tensor) -> None:
-    found[stream] = x
 
 
 def _stacked(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -92,30 +92,27 @@ class Rounding:
     def feed(self, batch: Batch) -> None:
         """Run one batch up to the step under way."""
         assert self._step is not None
-        received: dict[str, Tensor] = {}
-        look = partial(received.__setitem__, QUANTIZED)
-        self._walk.run(self._step, batch, self._index, QUANTIZED, look)
+        wanted: list[Tensor] = []
+        quantized = self._walk.run(self._step, batch, self._index, QUANTIZED)
         if self._two:
             with self._float:
-                look = partial(received.__setitem__, FLOAT)
-                self._walk.run(self._step, batch, self._index, FLOAT, look)
+                wanted = self._walk.run(self._step, batch, self._index, FLOAT)
         self._index += 1
-        self._collect(received)
+        for x, target in zip_longest(quantized, wanted[: len(quantized)]):
+            self._collect(x, target)
 
-    def _collect(self, received: Mapping[str, Tensor]) -> None:
+    def _collect(self, given: Tensor, wanted: Tensor | None) -> None:
         assert self._step is not None
-        if QUANTIZED not in received:
-            return
         layer = self._layers[self._step.layers[0]]
-        given = x = received[QUANTIZED]
+        x = given
         if self._quantized_inputs:
             x = plain(layer.input_quant(x))
         columns = input_columns(layer, x)
         moments = second_moments(columns)
         self._moments = moments if self._moments is None else self._moments.add_(moments)
         if self._two:
-            wanted = same_rows(given, received.get(FLOAT))
-            mixed = second_moments(columns, input_columns(layer, wanted))
+            rows = same_rows(given, wanted)
+            mixed = second_moments(columns, input_columns(layer, rows))
             self._mixed = mixed if self._mixed is None else self._mixed.add_(mixed)
 
     def _round(self, name: str) -> None:

@@ -15,10 +15,6 @@ from quark_brevitas.algorithms.columns import plain
 from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 
-Look = Callable[[Tensor], None]
-"""Told what a layer receives."""
-
-
 _KEPT_BYTES = 2**30
 """Most memory for outputs of finished layers; beyond it they run again instead."""
 
@@ -100,22 +96,28 @@ class Walk:
         self._finished: set[str] = set()
         self._kept_bytes = 0
 
-    def run(self, step: Step, batch: Batch, index: int, stream: str, look: Look) -> None:
-        """Run one batch up to a step; ``look`` sees the tensor its layers receive.
+    def run(self, step: Step, batch: Batch, index: int, stream: str) -> list[Tensor]:
+        """Run one batch up to a step.
 
         Steps must be run in order, and each with every batch, for one stream of values.
+
+        Returns:
+            What the layers of the step receive, once for each call: none where the batch does not
+            reach them, several where a layer is called again, as a recurrent one is for each step
+            of a sequence.
 
         Raises:
             QuantizationError: The layers receive values that are not finite.
         """
         try:
-            self._run(step, batch, index, stream, look)
+            return self._run(step, batch, index, stream)
         except _MadeUpError:
             self._spare_no_blocks()
-            self._run(step, batch, index, stream, look)
+            return self._run(step, batch, index, stream)
 
-    def _run(self, step: Step, batch: Batch, index: int, stream: str, look: Look) -> None:
+    def _run(self, step: Step, batch: Batch, index: int, stream: str) -> list[Tensor]:
         state = self._streams.setdefault(stream, _Stream())
+        received: list[Tensor] = []
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             state.fresh[index] = _copy(output)
@@ -131,10 +133,11 @@ class Walk:
             self._spare_layers(state, index, stack)
             # The others of the step receive the same tensor.
             first = step.layers[0]
-            hook = _seen(first, look, made_up=state.done > 1)
+            hook = _seen(first, received, made_up=state.done > 1, once=first in self._once)
             stack.callback(self._layers[first].register_forward_pre_hook(hook).remove)
             stack.enter_context(suppress(_SeenError))
             batch.run(self._model)
+        return received
 
     def _spare_no_blocks(self) -> None:
         self._blocks = []
@@ -197,7 +200,7 @@ def same_rows(quantized: Tensor, wanted: Tensor | None) -> Tensor:
     return wanted if alike and wanted is not None else quantized
 
 
-def _seen(name: str, look: Look, *, made_up: bool) -> Callable[..., None]:
+def _seen(name: str, received: list[Tensor], *, made_up: bool, once: bool) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
         x = plain(args[0])
         if not bool(x.isfinite().all()):
@@ -208,8 +211,9 @@ def _seen(name: str, look: Look, *, made_up: bool) -> Callable[..., None]:
                 where=f"layer {name!r}",
                 fix="Look for infinite values in the calibration data and in weights",
             )
-        look(x)
-        raise _SeenError
+        received.append(x if once else x.clone())
+        if once:
+            raise _SeenError
 
     return hook
 
@@ -325,7 +329,8 @@ def _steps(calls: list[_Call], keys: Mapping[str, object], blocks: list[nn.Modul
     found: dict[object, Step] = {}
     for call in calls:
         tensor = call.received
-        key = (tensor.data_ptr(), tensor._version, tuple(tensor.shape), keys[call.layer])
+        alone = "" if call.times == 1 else call.layer
+        key = (tensor.data_ptr(), tensor._version, tuple(tensor.shape), keys[call.layer], alone)
         count = sum(any(module is block for module in call.finished) for block in blocks)
         step = found.setdefault(key, Step([], count))
         step.layers.append(call.layer)
