@@ -122,9 +122,19 @@ def _elsewhere(
     return f"; {field} {value} needs {needs}" if needs else ""
 
 
+def _nearest_width(name: str, known: Iterable[str]) -> list[str]:
+    """The integer of the same sign whose width comes closest."""
+    head = name.rstrip("0123456789")
+    widths = [one for one in known if one.startswith(head) and one[len(head) :].isdecimal()]
+    if head not in ("int", "uint") or head == name:
+        return []
+    bits = int(name.removeprefix(head))
+    return sorted(widths, key=lambda one: abs(int(one.removeprefix(head)) - bits))[:1]
+
+
 def _unsupported_format(spec: TensorSpec, role: Role, rows: Iterable[Support], backend: str) -> str:
     known = list(dict.fromkeys(name for row in rows for name in row.formats))
-    near = near_misses(spec.format, known, 1)
+    near = _nearest_width(spec.format, known) or near_misses(spec.format, known, 1)
     hint = f"; nearest: {near[0]}" if near else ""
     return (
         f"{backend} cannot do {spec.format} for {_a(role)}: accepted are "

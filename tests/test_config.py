@@ -272,6 +272,11 @@ def test_closest_row_explains() -> None:
     )
 
 
+@pytest.mark.parametrize(("given", "near"), [("int12", "int8"), ("int1", "int2")])
+def test_the_nearest_integer_is_that_of_the_nearest_width(given: str, near: str) -> None:
+    assert _problems(weight=given)[0].endswith(f"; nearest: {near}")
+
+
 def test_formats_are_listed_as_a_recipe_spells_them() -> None:
     assert list(shorten(["int2", "int3", "int4", "fp8_e4m3", "fp[1|*", "mx*"])) == [
         "int2..int4",

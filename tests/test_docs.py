@@ -116,9 +116,7 @@ def test_the_recipe_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:
     assert found["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "examples").glob("*/**/*.yaml")), ids=_name
-)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*/**/*.yaml")), ids=_name)
 def test_examples_are_accepted(recipe: Path) -> None:
     try:
         loaded = load_recipe(recipe)

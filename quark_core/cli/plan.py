@@ -45,5 +45,7 @@ def command(
         click.echo(f"{number}. {step.name}" + (f": {step.reason}" if step.reason else ""))
     if plan.needs_calibration:
         click.echo("Calibration data are needed.")
+    if not plan.quantized:
+        click.echo("warning: nothing would be quantized, which `quark run` refuses", err=True)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)

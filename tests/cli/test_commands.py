@@ -28,6 +28,11 @@ def test_plan_shows_each_layer_and_the_deciding_rule(quark: Quark, recipe: Write
     assert not Path("runs").exists()
 
 
+def test_plan_of_nothing_warns(quark: Quark, recipe: Write) -> None:
+    said = quark("plan", recipe({"quantizer.weight": None, "quantizer.input": None}))
+    assert "warning: nothing would be quantized" in said.err
+
+
 def test_plan_as_json(quark: Quark, recipe: Write) -> None:
     plan = json.loads(quark("plan", recipe(), "--json").out)
     assert plan["needs_calibration"] is True

@@ -34,6 +34,15 @@ from quark_core.selection import Decision, Target, select
 from quark_core.targets import io_roles, module_targets
 
 _NOT_APART = "stays float: backend: layerwise takes the common kinds apart into Linear layers"
+_UNTRACED = {
+    "backend": "backend: layerwise",
+    "equalize_iterations": "equalize_iterations: 0",
+    "channel_splitting": "channel_splitting: 0",
+    "rotation.mode": "rotation.mode: fused",
+    "activation_equalization.mode": "activation_equalization.mode: fused, or layerwise",
+    "attention.mode": "attention.mode: functional",
+}
+"""What does without a traced graph, by the option that needs one."""
 
 
 class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
@@ -340,8 +349,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 f"{wanted} needs a model that can be traced",
                 where="quantizer",
                 cause=problem,
-                fix="Write backend: layerwise, equalize_iterations: 0, channel_splitting: 0, "
-                "activation_equalization.mode: layerwise and rotation.mode: fused",
+                fix=f"Write {_UNTRACED[wanted.split(':')[0]]}",
             )
         return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
 
