@@ -175,10 +175,12 @@ def test_convolutions_are_rounded_too(tiny: nn.Module, batches: list[Tensor]) ->
         nn.Conv2d(6, 4, (1, 3), padding="same", groups=2, dilation=(1, 2), bias=False),
         nn.Conv2d(6, 6, 3, groups=6, padding=2, padding_mode="reflect", bias=False),
         nn.Conv1d(6, 4, 3, padding=1, bias=False),
+        nn.Conv3d(6, 4, (3, 2, 3), padding=1, stride=(1, 2, 1), groups=2, dilation=2, bias=False),
     ],
 )
 def test_columns_times_rows_is_what_the_layer_computes(layer: Any) -> None:
     shapes = {nn.Linear: (2, 7, 6), nn.Conv1d: (2, 6, 9), nn.Conv2d: (2, 6, 8, 9)}
+    shapes[nn.Conv3d] = (2, 6, 7, 5, 6)
     x = torch.randn(shapes[type(layer)])
     groups = getattr(layer, "groups", 1)
     rows = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1)

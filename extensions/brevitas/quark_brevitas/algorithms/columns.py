@@ -8,11 +8,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
+from quark_core.errors import QuantizationError
+
+_UNFOLD_AXES = 2
+"""Axes that torch's unfold knows."""
+
 
 def plain(value: Any) -> Tensor:
     """The tensor in what a layer receives, which with fx is one of Brevitas's own."""
     tensor: Tensor = value if type(value) is Tensor else getattr(value, "value", value)
     return tensor
+
+
+def input_of(name: str, args: tuple[Any, ...]) -> Tensor:
+    """What a layer was called with, as hooks are told.
+
+    Raises:
+        QuantizationError: It was called by keyword, which hooks of Brevitas do not see either.
+    """
+    if not args:
+        raise QuantizationError(
+            "the model calls the layer by keyword, where nothing can look at its input",
+            where=f"layer {name!r}",
+            fix="Call it by position in the model's forward: layer(x) instead of layer(input=x)",
+        )
+    return plain(args[0])
+
+
+def require_finite(name: str, x: Tensor) -> None:
+    """Refuse to learn from values that are not finite.
+
+    Raises:
+        QuantizationError: Names the layer that receives them.
+    """
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise QuantizationError(
+            "the layer receives values that are not finite",
+            where=f"layer {name!r}",
+            fix="Look for infinite values in the calibration data and in weights",
+        )
 
 
 def groups_of(layer: Any) -> int:
@@ -24,7 +58,7 @@ def input_columns(layer: Any, x: Tensor) -> Tensor:
     """What the rows of a weight are multiplied with: [groups, positions, columns], float32.
 
     Args:
-        layer: A Linear, or a convolution over one or two axes.
+        layer: A Linear, or a convolution over one to three axes.
         x: Its input, with or without a batch axis.
     """
     x = x.detach().float()
@@ -36,19 +70,33 @@ def input_columns(layer: Any, x: Tensor) -> Tensor:
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = pad(x, padding, mode=mode)
+    unfolded = _windows(layer, x)
+    groups = groups_of(layer)
+    samples, columns, positions = unfolded.shape
+    split = unfolded.view(samples, groups, columns // groups, positions)
+    return split.permute(1, 0, 3, 2).reshape(groups, samples * positions, columns // groups)
+
+
+def _windows(layer: Any, x: Tensor) -> Tensor:
+    """What a convolution multiplies at each position: [samples, columns, positions]."""
+    axes = len(layer.kernel_size)
+    if axes > _UNFOLD_AXES:
+        for axis, (size, step, apart) in enumerate(
+            zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+        ):
+            x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
+        # Channels, then the kernel's axes, as in a weight's row; positions stand in between.
+        x = x.movedim(tuple(range(2, 2 + axes)), tuple(range(-axes, 0)))
+        return x.flatten(2 + axes).flatten(1, 1 + axes)
     if axes == 1:
         x = x.unsqueeze(2)
-    front = (1,) * (2 - axes)
-    unfolded = unfold(
+    front = (1,) * (_UNFOLD_AXES - axes)
+    return unfold(
         x,
         (*front, *layer.kernel_size),
         dilation=(*front, *layer.dilation),
         stride=(*front, *layer.stride),
     )
-    groups = groups_of(layer)
-    samples, columns, positions = unfolded.shape
-    split = unfolded.view(samples, groups, columns // groups, positions)
-    return split.permute(1, 0, 3, 2).reshape(groups, samples * positions, columns // groups)
 
 
 def weight_rows(weight: Tensor, groups: int) -> Tensor:
