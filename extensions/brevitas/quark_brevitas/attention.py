@@ -76,11 +76,17 @@ def put_sites(model: Module, names: list[str]) -> Module:
     return model
 
 
-def settings(options: Attention, spec: TensorSpec) -> dict[str, Any]:
+def settings(
+    options: Attention,
+    spec: TensorSpec,
+    scale_rounding: str | None = None,
+    *,
+    half: bool = False,
+) -> dict[str, Any]:
     """The quantizers Brevitas's attention takes."""
     from quark_brevitas.quantizers import input_quantizer
 
-    quantizer: Any = input_quantizer(spec)
+    quantizer: Any = input_quantizer(spec, scale_rounding=scale_rounding, half=half)
     given: dict[str, Any] = {
         name: quantizer if name in PARTS[options.tensors].values() else None for name in _ALL
     }
@@ -97,7 +103,13 @@ def settings(options: Attention, spec: TensorSpec) -> dict[str, Any]:
     return given
 
 
-def quantized(options: Attention, spec: TensorSpec) -> nn.Module:
+def quantized(
+    options: Attention,
+    spec: TensorSpec,
+    scale_rounding: str | None = None,
+    *,
+    half: bool = False,
+) -> nn.Module:
     """A quantized attention for a traced graph, which may be given quantized tensors."""
     from brevitas.nn import QuantScaledDotProductAttention
     from brevitas.quant_tensor import QuantTensor
@@ -112,7 +124,7 @@ def quantized(options: Attention, spec: TensorSpec) -> nn.Module:
             values = {name: plain(value) for name, value in kwargs.items()}
             return super().forward(*map(plain, args), **values)
 
-    site: nn.Module = Attending(**settings(options, spec))
+    site: nn.Module = Attending(**settings(options, spec, scale_rounding, half=half))
     return site.eval()
 
 

@@ -49,6 +49,9 @@ class BrevitasConfig(QuantizationConfig):
     supports: ClassVar[Sequence[Support]] = (
         Support(("weight",), INTEGERS, _SHARED, (True, False), observer=("minmax", "mse")),
         Support(("weight",), SIGNED, _SHARED, scale=("power_of_two",), observer=("minmax", "mse")),
+        Support(
+            ("weight",), SIGNED, _SHARED, scale=_SCALES, observer=("minmax", "mse"), narrow=(True,)
+        ),
         Support(("weight",), FLOATS, _SHARED, scale=_SCALES, observer=("minmax", "mse")),
         Support(("weight",), MX, ("group",), scale=("e8m0",), observer=()),
         Support(
@@ -371,6 +374,8 @@ class BrevitasConfig(QuantizationConfig):
             for role in roles
             if (spec := self._effective(holder, role)) is not None
         ]
+        if self.attention_spec is not None:
+            specs.append(self.attention_spec)
         rounded = [spec for spec in specs if spec.scale in ("power_of_two", "e8m0")]
         if not rounded:
             raise ValueError(

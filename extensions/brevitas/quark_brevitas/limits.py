@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from math import prod
+from typing import Any
 
+import torch
 from torch import nn
 
 from quark_brevitas import preparation
 from quark_brevitas.config import BrevitasConfig
 from quark_brevitas.options import LearnedRound, accumulator_of
+from quark_core.batch import Batch
 from quark_core.errors import QuantizationError
 from quark_core.plan import PlanEntry
 
@@ -18,9 +22,29 @@ from quark_core.plan import PlanEntry
 # element, measured on one core. It makes at most a thousand steps.
 _HQO_STEPS = 1000
 _HQO_SECONDS_A_STEP = 2e-3
-_HQO_SECONDS_AN_ELEMENT = 2e-8
+_HQO_SECONDS_AN_ELEMENT = 2e-6
 _WORTH_A_WARNING = 10.0
 _HOLDERS = (nn.ModuleList, nn.Sequential)
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model of which no layer can be replaced.
+
+    Raises:
+        QuantizationError: It is a layer itself, or was compiled.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise QuantizationError(
+            "torch.compile has wrapped the model, and would compile it anew after each pass",
+            where="model",
+            fix="Quantize the model first, and compile what comes of it",
+        )
+    if type(model) in preparation.OPS:
+        raise QuantizationError(
+            "the model is itself the layer that Brevitas should replace within it",
+            where="model",
+            fix="Wrap it in torch.nn.Sequential",
+        )
 
 
 def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConfig) -> None:
@@ -31,10 +55,14 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
     """
     planned = [entry for entry in entries if entry.weight is not None]
     for entry in planned:
+        _require_numbers(entry, model.get_submodule(entry.name))
         if not config.pad_groups:
             _require_whole_groups(entry)
         _require_search(entry, config)
         _require_register(entry, config)
+        _require_channels(entry, model.get_submodule(entry.name))
+        _require_padding(entry, model.get_submodule(entry.name))
+        _require_bias(entry, model.get_submodule(entry.name))
     if config.calibrate_bn and not preparation.has_batch_norm(model):
         raise QuantizationError(
             "calibrate_bn: the model has no BatchNorm",
@@ -62,6 +90,44 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave algorithm out",
         )
+
+
+def require_running(model: nn.Module, example: Batch) -> None:
+    """Refuse a rewritten graph that does not run: not every module takes Brevitas's tensors.
+
+    Raises:
+        QuantizationError: Tells what the model's code said.
+    """
+    try:
+        example.first().run(model)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise QuantizationError(
+            "the model does not run on the quantized tensors that fx puts between its layers",
+            where="backend: fx",
+            cause=f"{type(error).__name__}: {lines[0] if lines else ''}",
+            fix="Write backend: layerwise",
+        ) from error
+
+
+def require_single_calls(graph: Any) -> None:
+    """Refuse layers that a traced graph calls twice: Brevitas's fx would replace them twice.
+
+    Raises:
+        QuantizationError: Names the first.
+    """
+    modules = dict(graph.named_modules())
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    for name, times in calls.items():
+        layer = type(modules[name]) in preparation.OPS and not isinstance(
+            modules[name], nn.Embedding
+        )
+        if times > 1 and layer:
+            raise QuantizationError(
+                f"the model calls the layer {times} times, and fx takes each layer once",
+                where=f"plan, layer {name!r}",
+                fix="Write backend: layerwise",
+            )
 
 
 def _require_blocks(model: nn.Module, planned: Iterable[PlanEntry], name: str) -> None:
@@ -101,9 +167,7 @@ def _require_rest(planned: Iterable[PlanEntry], rank: int) -> None:
 def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[str]:
     """Sentences to read before starting."""
     planned = [entry for entry in entries if entry.weight is not None]
-    for entry in entries:
-        if entry.reason.startswith("stays"):
-            yield f"{entry.name} {entry.reason}"
+    yield from _left_float(entries)
     left = [entry.name for entry in planned if not preparation.is_roundable(entry)]
     if config.algorithm is not None and left:
         yield (
@@ -130,6 +194,18 @@ def warnings(entries: Iterable[PlanEntry], config: BrevitasConfig) -> Iterable[s
             "magnitude within 1e-6 below a power of two counts as that power; quark-native reads "
             "the exponent's bits instead"
         )
+
+
+def _left_float(entries: Iterable[PlanEntry]) -> Iterable[str]:
+    """A sentence for each reason why layers stay float."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.reason.startswith("stays"):
+            by_reason.setdefault(entry.reason, []).append(entry.name)
+    for reason, names in by_reason.items():
+        listed = ", ".join(names[:5]) + ("..." if len(names) > 5 else "")
+        verb = reason if len(names) == 1 else reason.replace("stays", "stay", 1)
+        yield f"{listed} {verb}"
 
 
 @cache
@@ -199,6 +275,55 @@ def _require_register(entry: PlanEntry, config: BrevitasConfig) -> None:
             "accumulator sums up",
             where=f"plan, layer {entry.name!r}",
             fix=f"Write {spec.format}/channel in a rule for it",
+        )
+
+
+def _require_numbers(entry: PlanEntry, layer: nn.Module) -> None:
+    weight = layer.get_parameter("weight")
+    if not weight.is_meta and not bool(weight.isfinite().all()):
+        raise QuantizationError(
+            "its weight holds NaN or infinities",
+            where=f"plan, layer {entry.name!r}",
+            fix="Look at how the model was trained or loaded, or skip the layer by a rule",
+        )
+
+
+def _require_channels(entry: PlanEntry, layer: nn.Module) -> None:
+    """Brevitas counts a transposed convolution's channels without regard to its groups."""
+    spec = entry.weight
+    assert spec is not None
+    assert spec.granularity is not None
+    groups = getattr(layer, "groups", 1)
+    if groups > 1 and spec.granularity.kind == "channel" and entry.op.startswith("conv_transpose"):
+        raise QuantizationError(
+            f"Brevitas has no scales for the channels of a transposed convolution in {groups} "
+            "groups",
+            where=f"plan, layer {entry.name!r}",
+            fix=f"Write {spec.format}/tensor in a rule for it",
+        )
+
+
+def _require_bias(entry: PlanEntry, layer: nn.Module) -> None:
+    dtype = layer.get_parameter("weight").dtype
+    if entry.bias is not None and dtype in (torch.float16, torch.bfloat16):
+        raise QuantizationError(
+            f"{entry.bias.format} biases have more digits than {str(dtype).removeprefix('torch.')}",
+            where=f"plan, layer {entry.name!r}",
+            fix="Load the model in float32, or leave bias out",
+        )
+
+
+def _require_padding(entry: PlanEntry, layer: nn.Module) -> None:
+    """Padding by anything but zeros goes over a tensor whose groups have scales of their own."""
+    spec, mode = entry.input, getattr(layer, "padding_mode", "zeros")
+    if spec is None or mode == "zeros":
+        return
+    assert spec.granularity is not None
+    if spec.granularity.kind == "group":
+        raise QuantizationError(
+            f"Brevitas cannot pad an input whose groups have scales by padding_mode {mode!r}",
+            where=f"plan, layer {entry.name!r}",
+            fix="Write input: int8 or input: null in a rule for it",
         )
 
 

@@ -34,10 +34,10 @@ class LowRankBranch(nn.Module):
         self.layer = layer
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Run both."""
-        branch = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        return cast("Tensor", self.layer(x)) + branch
+        branch = nn.functional.linear(nn.functional.linear(input, self.down), self.up)
+        return cast("Tensor", self.layer(input)) + branch
 
 
 def put_branches(

@@ -25,6 +25,8 @@ from quark_core.quantized import Encoding, QuantizedModel, packed_sizes
 
 _STATE, _ABOUT, _EXAMPLE = "brevitas.safetensors", "brevitas.json", "example.safetensors"
 EXPORTS = ("onnx_qcdq", "qonnx", "torch_qcdq", "pt2", "gguf")
+_ALMOST = 1.0001
+"""Biases just beyond the largest code lose no more than half a step."""
 _PROXIES = ("weight_quant", "input_quant", "bias_quant")
 
 
@@ -126,15 +128,40 @@ class BrevitasModel(QuantizedModel):
             reader = Reader(self.module)
             return [found for entry in self.plan.quantized for found in reader.read(entry)]
 
+    def clipped_biases(self) -> list[str]:
+        """A sentence about biases whose integers reach less far than they do, if there are any."""
+        clipped = []
+        with torch.no_grad():
+            reader = Reader(self.module)
+            for entry in self.plan.quantized:
+                if entry.bias is None:
+                    continue
+                bias = self._prepared.layer(entry.name).bias
+                found = next(found for found in reader.read(entry) if found.role == "bias")
+                assert found.max is not None
+                if bool((bias.abs() > found.max * _ALMOST).any()):
+                    clipped.append(entry.name)
+        if not clipped:
+            return []
+        listed = ", ".join(clipped[:5]) + ("..." if len(clipped) > 5 else "")
+        return [f"{len(clipped)} bias(es) are cut off, as their integers do not reach: {listed}"]
+
     def storage(self) -> dict[str, int]:
         """Packed bytes of the tensors left after folding BatchNorm."""
         # Layers behind factors, rotations and branches count under the float model's names.
         names = {path_of(self.module, entry.name): entry.name for entry in self.plan.quantized}
+        known: dict[int, str] = {}
+        paths = {
+            path: known.setdefault(id(module), path)
+            for path, module in self.module.named_modules(remove_duplicate=False)
+        }
         encodings = self.encodings()
         coded = {encoding.tensor for encoding in encodings}
         tensors, seen = {}, set()
         for path, tensor in self.module.state_dict().items():
             owner, _, last = path.rpartition(".")
+            if paths.get(owner, owner) != owner:
+                continue  # a module under a second name
             name = f"{names.get(owner, owner)}.{last}" if owner else last
             place = (tensor.data_ptr(), tensor.shape)
             # A tied weight is stored once, or once more as codes.

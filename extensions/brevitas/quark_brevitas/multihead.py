@@ -108,11 +108,15 @@ def split_all(model: nn.Module) -> list[str]:
         The names of the layers that came of it.
     """
     found = []
-    for name, module in list(model.named_modules()):
+    parts: dict[int, SplitAttention] = {}
+    # One that has several names is still one afterwards.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if name and can_split(module):
             whole: Any = module
-            model.set_submodule(name, SplitAttention(whole))
-            found += [f"{name}.in_proj", f"{name}.out_proj"]
+            if id(whole) not in parts:
+                parts[id(whole)] = SplitAttention(whole)
+                found += [f"{name}.in_proj", f"{name}.out_proj"]
+            model.set_submodule(name, parts[id(whole)])
     return found
 
 

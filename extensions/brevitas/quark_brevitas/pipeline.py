@@ -226,6 +226,9 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
                 layer.input_quant.disable_quant = True
             seen = partial(_seen, unseen, entry.name)
             hooks.callback(layer.register_forward_pre_hook(seen).remove)
+            if is_static(entry.input) and entry.op != OP:
+                finite = partial(_finite, entry.name)
+                hooks.callback(layer.register_forward_pre_hook(finite).remove)
         yield "calibrate"
     if unseen:
         names = ", ".join(sorted(unseen)[:5]) + ("..." if len(unseen) > 5 else "")
@@ -237,6 +240,13 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
 
 def _seen(unseen: set[str], name: str, _layer: Any, _inputs: Any) -> None:
     unseen.discard(name)
+
+
+def _finite(name: str, _layer: Any, inputs: tuple[Any, ...]) -> None:
+    from quark_brevitas.algorithms.columns import plain, require_finite
+
+    if inputs:
+        require_finite(name, plain(inputs[0]))
 
 
 def _algorithm(config: BrevitasConfig) -> Run:
@@ -267,7 +277,7 @@ def _algorithm(config: BrevitasConfig) -> Run:
             )
         elif options.engine == "brevitas":
             prepared.initialize()
-            # Brevitas would store its copies with the model.
+            # Brevitas would keep them too, but as part of the saved state.
             preparation.keep_float_weights(layers)
             work = Stock(prepared.module, options)
         else:
@@ -282,16 +292,41 @@ def _algorithm(config: BrevitasConfig) -> Run:
 
 
 def _batch_norm(prepared: Prepared) -> Iterator[str]:
-    from brevitas.graph.calibrate import norm_correction_mode
+    """Brevitas's own mode leaves BatchNorm in train mode, and halves the change of variances."""
+    from torch.nn.modules.batchnorm import _BatchNorm
 
-    with norm_correction_mode(prepared.module):
+    found = [module for module in prepared.module.modules() if isinstance(module, _BatchNorm)]
+    norms = [(module, module.momentum, module.state_dict()) for module in found]
+    try:
+        for module, _, state in norms:
+            state.update({name: tensor.clone() for name, tensor in state.items()})
+            module.reset_running_stats()
+            module.momentum = None  # the average over all batches
+            module.train(module.track_running_stats)
         yield "calibrate BatchNorm"
+    finally:
+        for module, momentum, state in norms:
+            module.momentum = momentum
+            module.eval()
+            if not module.num_batches_tracked:
+                module.load_state_dict(state)  # no batch came through
 
 
 def _bias_correction(prepared: Prepared) -> Iterator[str]:
     from brevitas.graph.calibrate import bias_correction_mode
 
-    with bias_correction_mode(prepared.module):
+    from quark_brevitas.algorithms.columns import input_of
+
+    def look(name: str, _layer: Any, args: tuple[Any, ...]) -> None:
+        input_of(name, args)
+
+    with ExitStack() as stack:
+        for entry in prepared.plan.quantized:
+            if entry.op != OP:
+                layer = prepared.layer(entry.name)
+                handle = layer.register_forward_pre_hook(partial(look, entry.name))
+                stack.callback(handle.remove)
+        stack.enter_context(bias_correction_mode(prepared.module))
         yield "bias correction"
 
 

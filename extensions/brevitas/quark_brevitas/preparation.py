@@ -38,6 +38,15 @@ def is_roundable(entry: PlanEntry) -> bool:
     return entry.op in ("linear", "conv1d", "conv2d", "conv3d")
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what Brevitas warns of on every use and no user can act on."""
@@ -59,7 +68,7 @@ def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
         "attention.mode: fx": config.attention is not None and config.attention.mode == "fx",
         "merge_bn: true": config.merge_bn and has_batch_norm(model),
     }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -100,6 +109,23 @@ def folded_into(model: nn.Module) -> dict[str, str | None]:
         if len(node.users) == len(users) == 1 and has_batch_norm(modules[users[0].target]):
             found[node.target] = users[0].target
     return found
+
+
+def hooks_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The user's hooks on layers, by name, for :func:`put_hooks`."""
+    found = {}
+    for name, module in model.named_modules():
+        if type(module) in OPS and (module._forward_hooks or module._forward_pre_hooks):
+            found[name] = {kind: getattr(module, kind) for kind in _HOOKS}
+    return found
+
+
+def put_hooks(model: nn.Module, hooks: Mapping[str, dict[str, Any]]) -> None:
+    """Give hooks of layers to the layers in their places, in place."""
+    for name, given in hooks.items():
+        module = model.get_submodule(name)
+        for kind, calls in given.items():
+            getattr(module, kind).update(calls)
 
 
 def untie(model: nn.Module, names: Iterable[str] | None = None) -> None:
@@ -166,10 +192,22 @@ def replace_layers(model: nn.Module, plan: Plan, config: BrevitasConfig) -> nn.M
     if config.attention is not None and config.attention_spec is not None:
         import brevitas.nn as qnn
 
-        given = attention.settings(config.attention, config.attention_spec)
+        given = attention.settings(
+            config.attention, config.attention_spec, config.scale_rounding, half=_is_half(model)
+        )
         layers[qnn.ScaledDotProductAttention] = (qnn.QuantScaledDotProductAttention, given)
+    first: dict[int, str] = {}
+    names = {
+        path: first.setdefault(id(module), path)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if type(module) in OPS
+    }
     with quiet():
         rewritten: nn.Module = layerwise_quantize(model, layers, name_blacklist=_left(model, plan))
+    # Brevitas replaces a layer under the first of its names only.
+    for path, name in names.items():
+        if path != name:
+            rewritten.set_submodule(path, rewritten.get_submodule(name))
     return rewritten
 
 
@@ -193,7 +231,10 @@ def replace_graph(
     from quark_brevitas.quantizers import input_quantizer
 
     quantizer = input_quantizer(
-        config.input, scale_rounding=config.scale_rounding, unscaled=config.unscaled_inputs
+        config.input,
+        scale_rounding=config.scale_rounding,
+        unscaled=config.unscaled_inputs,
+        half=_is_half(model),
     )
     settings = {"act_quant": quantizer, "return_quant_tensor": True}
     # After a ReLU, a symmetric grid need not spend codes on negative values.
@@ -229,7 +270,10 @@ def replace_graph(
         if entry.op == attention.OP:
             assert config.attention is not None
             assert entry.input is not None
-            rewritten.set_submodule(entry.name, attention.quantized(config.attention, entry.input))
+            site = attention.quantized(
+                config.attention, entry.input, config.scale_rounding, half=_is_half(rewritten)
+            )
+            rewritten.set_submodule(entry.name, site)
     return rewritten
 
 
@@ -258,25 +302,25 @@ def _layer_map(
 
     from quark_brevitas.quantizers import bias_quantizer, input_quantizer
 
-    def inputs(name: str) -> Any:
-        entry = plan[_planned(name, plan)]
-        return input_quantizer(
-            entry.input,
-            entry.op,
-            scale_rounding=config.scale_rounding,
-            unscaled=config.unscaled_inputs,
-        )
+    def entry_of(name: str) -> PlanEntry:
+        return plan[_planned(name, plan)]
 
     # Brevitas calls lambdas, but no other functions, with the layer and its name: which is how
     # each gets specs of its own.
     settings: dict[str, Any] = {
-        "weight_quant": lambda _layer, name: _quantizer(plan[_planned(name, plan)], config),
-        "bias_quant": lambda _layer, name: bias_quantizer(plan[_planned(name, plan)].bias),
+        "weight_quant": lambda layer, name: _quantizer(entry_of(name), config, _is_half(layer)),
+        "bias_quant": lambda _layer, name: bias_quantizer(entry_of(name).bias),
         "return_quant_tensor": False,
     }
     looked_up = {"weight_quant": settings["weight_quant"], "return_quant_tensor": False}
     if with_inputs:
-        settings["input_quant"] = lambda _layer, name: inputs(name)
+        settings["input_quant"] = lambda layer, name: input_quantizer(
+            entry_of(name).input,
+            entry_of(name).op,
+            scale_rounding=config.scale_rounding,
+            unscaled=config.unscaled_inputs,
+            half=_is_half(layer),
+        )
     return {
         nn.Linear: (qnn.QuantLinear, settings),
         nn.Conv1d: (qnn.QuantConv1d, settings),
@@ -289,7 +333,11 @@ def _layer_map(
     }
 
 
-def _quantizer(entry: PlanEntry, config: BrevitasConfig) -> Any:
+def _is_half(module: nn.Module) -> bool:
+    return any(parameter.dtype == torch.float16 for parameter in module.parameters())
+
+
+def _quantizer(entry: PlanEntry, config: BrevitasConfig, half: bool) -> Any:
     from quark_brevitas.quantizers import weight_quantizer
 
     return weight_quantizer(
@@ -298,6 +346,7 @@ def _quantizer(entry: PlanEntry, config: BrevitasConfig) -> Any:
         narrow_range=config.narrow_range,
         scale_rounding=config.scale_rounding,
         round_zero_points=config.round_zero_points,
+        half=half,
     )
 
 
@@ -305,7 +354,8 @@ def rounded(weight: torch.Tensor, entry: PlanEntry, config: BrevitasConfig) -> t
     """A Linear layer's weight as its quantizer in Brevitas would have it."""
     import brevitas.nn as qnn
 
-    layer = qnn.QuantLinear(*reversed(weight.shape), False, weight_quant=_quantizer(entry, config))
+    quantizer = _quantizer(entry, config, weight.dtype == torch.float16)
+    layer = qnn.QuantLinear(*reversed(weight.shape), False, weight_quant=quantizer)
     layer.weight = nn.Parameter(weight)
     found: torch.Tensor = layer.eval().quant_weight().value
     return found

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from quark_brevitas import (
     attention,
+    computed,
     fusing,
     gguf_file,
     limits,
@@ -63,22 +65,27 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         return self._plan(model, example)
 
     def _plan(self, model: nn.Module, example: Batch | None) -> Plan:
+        limits.require_whole(model)
+        known = module_targets(model, preparation.OPS)
+        computed.require_weights(known, preparation.OPS)
+        if computed.has_parametrizations(model):
+            model = copy.deepcopy(model)
+            computed.settle(model)
+            known = module_targets(model, preparation.OPS)
         if self._splits(model):
             model = copy.deepcopy(model)
             multihead.split_all(model)
         traced, graph, warnings = self._traced(model)
+        if self.config.backend == "fx":
+            limits.require_single_calls(graph)
         sites = self._sites(model, example, traced)
         if self._splits(model):
             # Only now: a tracer takes them whole, and could not follow their steps.
-            steps = recurrent.split_all(model)
-            warnings += self._first_steps(steps)
+            warnings += self._first_steps(recurrent.split_all(model))
             if graph is not None:
                 recurrent.split_all(graph)
-        found = [
-            (target, module)
-            for target, module in module_targets(model, preparation.OPS)
-            if type(module) in preparation.OPS
-        ]
+        known = module_targets(model, preparation.OPS)
+        found = [item for item in known if type(item[1]) in preparation.OPS]
         selection = select([*self._placed(found, model, example), *sites], self.config)
         called = set(dict(graph.named_modules())) if graph is not None else None
         # Folding BatchNorm gives biases to layers that have none yet.
@@ -87,8 +94,11 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         entries = tuple(
             self._entry(target, module, selection.decisions[target.name], folded)
             if called is None or target.name in called
-            else _left_out(target, module)
+            else _left_out(target, module, "float: the model never calls it")
             for target, module in found
+        )
+        entries += tuple(
+            _left_out(target, module, why) for target, module in known if (why := _unknown(module))
         )
         entries += tuple(self._site(target, selection.decisions[target.name]) for target in sites)
         entries += _whole(model)
@@ -118,6 +128,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         import brevitas.graph  # noqa: F401
 
         counterparts: dict[str, str | None] = {}
+        computed.settle(model)
         if self._splits(model):
             counterparts = dict.fromkeys(multihead.split_all(model))
         present = dict(model.named_modules())
@@ -155,7 +166,18 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         return prepared
 
     def calibrate(self, prepared: Prepared, batch: Batch) -> None:
-        """Give one batch to the pass under way."""
+        """Give one batch to the pass under way.
+
+        Raises:
+            DataError: The batch has no samples, or holds NaN.
+        """
+        for leaf in batch.tensors():
+            empty = leaf.ndim > 0 and not len(leaf)
+            if empty or (leaf.is_floating_point() and bool(leaf.isnan().any())):
+                raise DataError(
+                    f"a calibration batch {'has no samples' if empty else 'holds NaN'}",
+                    fix="Leave it out of the calibration data",
+                )
         with preparation.quiet():
             if prepared.feed is not None:
                 prepared.feed(batch)
@@ -183,7 +205,9 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         """
         if isinstance(prepared, BrevitasModel):
             return prepared.trained()
-        return BrevitasModel(prepared)
+        quantized = BrevitasModel(prepared)
+        quantized.notes += quantized.clipped_biases()
+        return quantized
 
     def load(
         self, model: nn.Module, directory: Path, example: Batch | None = None
@@ -226,6 +250,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
                 lambda name, weight: preparation.rounded(weight, plan[name], config),
             )
             show_layers(model)
+        hooks = preparation.hooks_of(prepared.module)
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(
                 prepared.module, prepared.plan, self.config, prepared.example
@@ -233,6 +258,10 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
         else:
             rewritten = preparation.replace_layers(prepared.module, prepared.plan, self.config)
         preparation.require_layers(rewritten, prepared.plan)
+        if self.config.backend == "fx" and prepared.example is not None:
+            with preparation.quiet():
+                limits.require_running(rewritten.eval(), prepared.example)
+        preparation.put_hooks(rewritten, hooks)
         prepared.module, prepared.rewritten = rewritten.eval(), True
 
     def _stages(self, plan: Plan) -> list[Stage]:
@@ -346,7 +375,7 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             problem = f"{type(error).__name__}: {lines[0] if lines else ''}"
         if wanted != "merge_bn: true":
             raise QuantizationError(
-                f"{wanted} needs a model that can be traced",
+                f"{wanted.removesuffix(', merge_bn: true')} needs a model that can be traced",
                 where="quantizer",
                 cause=problem,
                 fix=f"Write {_UNTRACED[wanted.split(':')[0]]}",
@@ -363,8 +392,19 @@ def _whole(model: nn.Module) -> tuple[PlanEntry, ...]:
     )
 
 
-def _left_out(target: Target, module: nn.Module) -> PlanEntry:
-    """A layer that is missing from the traced graph."""
-    shape = tuple(module.get_parameter("weight").shape)
-    reason = "stays float: the model never calls it"
+def _unknown(module: nn.Module) -> str:
+    """Why Brevitas leaves a class derived from one of its layers; empty for the layers."""
+    if type(module) in preparation.OPS:
+        return ""
+    if hasattr(module, "weight_quant"):
+        return "as it is: it is one of Brevitas's quantized layers already"
+    base = next(kind.__name__ for kind in type(module).__mro__ if kind in preparation.OPS)
+    return f"float: Brevitas replaces {base}, but no class derived from it"
+
+
+def _left_out(target: Target, module: nn.Module, why: str) -> PlanEntry:
+    """A layer that is missing from the traced graph, or that Brevitas does not know."""
+    shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
+    # Nobody expects embeddings to be quantized who has not written a rule for them.
+    reason = why if target.op == "embedding" else f"stays {why}"
     return PlanEntry(target.name, type(module).__name__, target.op, shape=shape, reason=reason)

@@ -31,13 +31,28 @@ def kinds() -> tuple[Any, Any]:
 
 
 def show_layers(model: nn.Module) -> None:
-    """Let wrappers answer for the layers within, where a model reads a weight's dtype, say."""
+    """Let wrappers answer for the layers within, where a model reads a weight's dtype, say.
+
+    Wrappers also take the place of those layers under their other names.
+    """
+    _share(model)
     from brevitas.utils.torch_utils import KwargsForwardHook
 
     answering = (*kinds(), KwargsForwardHook, LowRankBranch)
     for module in model.modules():
         if type(module) in answering:
             module.__class__ = _showing(type(module))  # type: ignore[arg-type]
+
+
+def _share(model: nn.Module) -> None:
+    wrapping = (*kinds(), LowRankBranch)
+    parents = [module for module in model.modules() if not isinstance(module, wrapping)]
+    children = [child for parent in parents for child in parent.children()]
+    outer = {id(inner(child)): child for child in children if isinstance(child, wrapping)}
+    for parent in parents:
+        for name, child in parent._modules.items():
+            if id(child) in outer:
+                parent._modules[name] = outer[id(child)]
 
 
 @cache

@@ -344,4 +344,16 @@ def test_refused_specs(fields: dict[str, Any], words: str) -> None:
 
 def test_refused_without_attention(batches: list[Tensor]) -> None:
     with pytest.raises(QuantizationError, match="never calls scaled_dot_product_attention"):
-        _quantizer(attention={}).quantize(nn.Linear(8, 8), batches)
+        _quantizer(attention={}).quantize(nn.Sequential(nn.Linear(8, 8)), batches)
+
+
+def test_scale_rounding_holds_for_attention(model: nn.Module, batches: list[Tensor]) -> None:
+    scales = []
+    for rounding in ("ceil", "floor"):
+        attending = {"spec": "int8/sym/power_of_two"}
+        quantizer = _quantizer(attention=attending, scale_rounding=rounding)
+        encodings = {
+            found.tensor: found for found in quantizer.quantize(model, batches).encodings()
+        }
+        scales.append(encodings["0.sdpa.input"].scale)
+    assert torch.equal(scales[0], 2 * scales[1])

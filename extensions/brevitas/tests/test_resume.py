@@ -33,6 +33,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         },
         "input": "int8",
     },
+    "blocks, weights only": {
+        "algorithm": {"name": "learned_round", "iterations": 20, "blocks": "blocks"}
+    },
     "magr": {"magr": {"steps": 5}, "algorithm": "gptq"},
 }
 

@@ -18,7 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from quark_brevitas.algorithms.columns import input_columns, plain, second_moments
+from quark_brevitas.algorithms.columns import (
+    input_columns,
+    input_of,
+    require_finite,
+    second_moments,
+)
 from quark_brevitas.fusing import Region, fold, per_channel
 from quark_brevitas.options import AWQ
 from quark_core.batch import Batch
@@ -66,7 +71,7 @@ class Scaling:
                 for name, layer in self._layers.items():
 
                     def look(module: Any, args: tuple[Any, ...], name: str = name) -> None:
-                        self._look(name, input_columns(module, plain(args[0])))
+                        self._look(name, input_columns(module, input_of(name, args)))
 
                     stack.callback(layer.register_forward_pre_hook(look).remove)
                 yield "awq"
@@ -88,6 +93,7 @@ class Scaling:
         batch.run(self._model)
 
     def _look(self, name: str, columns: Tensor) -> None:
+        require_finite(name, columns)
         moments, sizes = second_moments(columns), columns.abs().sum((0, 1))
         if name in self._moments:
             self._moments[name] += moments

@@ -54,7 +54,9 @@ class Choice:
         self._value = start.requires_grad_()
         self._gain: Tensor | None = None
         if options.learn_scale:
-            self._gain = torch.ones_like(scale_parameter(layer)).requires_grad_()
+            # In float16 Adam's smallest number is zero, and steps are divided by it.
+            ones = torch.ones_like(scale_parameter(layer), dtype=self._counts.dtype)
+            self._gain = ones.requires_grad_()
 
     def parameters(self, options: LearnedRound) -> list[dict[str, Any]]:
         """What an optimizer changes, at which rates."""

@@ -8,11 +8,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from quark_core.errors import QuantizationError
+
 
 def plain(value: Any) -> Tensor:
     """The tensor in what a layer receives, which with fx is one of Brevitas's own."""
     tensor: Tensor = value if type(value) is Tensor else getattr(value, "value", value)
     return tensor
+
+
+def input_of(name: str, args: tuple[Any, ...]) -> Tensor:
+    """What a layer was called with, as hooks are told.
+
+    Raises:
+        QuantizationError: It was called by keyword, which hooks of Brevitas do not see either.
+    """
+    if not args:
+        raise QuantizationError(
+            "the model calls the layer by keyword, where nothing can look at its input",
+            where=f"layer {name!r}",
+            fix="Call it by position in the model's forward: layer(x) instead of layer(input=x)",
+        )
+    return plain(args[0])
+
+
+def require_finite(name: str, x: Tensor) -> None:
+    """Refuse to learn from values that are not finite.
+
+    Raises:
+        QuantizationError: Names the layer that receives them.
+    """
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise QuantizationError(
+            "the layer receives values that are not finite",
+            where=f"layer {name!r}",
+            fix="Look for infinite values in the calibration data and in weights",
+        )
 
 
 def groups_of(layer: Any) -> int:

@@ -37,6 +37,9 @@ class Kept:
         if not self._reading or found is None:
             return False
         with torch.no_grad():
+            for layer in layers.values():
+                if hasattr(layer, "quant_weight"):
+                    layer.quant_weight()  # scales are the float weight's, which goes now
             for name, tensor in tensors.items():
                 tensor.copy_(found[name])
         return True

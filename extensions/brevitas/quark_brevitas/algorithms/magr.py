@@ -21,8 +21,9 @@ from quark_brevitas.algorithms.balls import l1_cut
 from quark_brevitas.algorithms.columns import (
     groups_of,
     input_columns,
+    input_of,
     largest_eigenvalue,
-    plain,
+    require_finite,
     second_moments,
     weight_rows,
 )
@@ -61,7 +62,9 @@ class Shrinking:
             for name, layer in self._layers.items():
 
                 def look(module: Any, args: tuple[Any, ...], name: str = name) -> None:
-                    found = second_moments(input_columns(module, plain(args[0])))
+                    x = input_of(name, args)
+                    require_finite(name, x)
+                    found = second_moments(input_columns(module, x))
                     known = self._moments.get(name)
                     self._moments[name] = found if known is None else known.add_(found)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quark_brevitas.algorithms.columns import plain
+from quark_brevitas.algorithms.columns import input_of, require_finite
 from quark_brevitas.fusing import Region, fold, per_channel
 from quark_core.batch import Batch
 from quark_core.partial import Partial
@@ -62,7 +62,7 @@ class Smoothing:
                 for name, layer in self._layers.items():
 
                     def look(_module: Any, args: tuple[Any, ...], name: str = name) -> None:
-                        self._look(name, plain(args[0]))
+                        self._look(name, input_of(name, args))
 
                     stack.callback(layer.register_forward_pre_hook(look).remove)
                 yield "activation equalization"
@@ -79,6 +79,7 @@ class Smoothing:
         batch.run(self._model)
 
     def _look(self, name: str, x: Tensor) -> None:
+        require_finite(name, x)
         largest = x.detach().abs().flatten(0, -2).amax(0).float()
         known = self._largest.get(name)
         self._largest[name] = largest if known is None else torch.maximum(known, largest)

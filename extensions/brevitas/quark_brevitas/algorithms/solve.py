@@ -138,7 +138,7 @@ def qronos(
     rounder = grid.rounder(rows, order)
     damping = alpha * largest_eigenvalue(moments)
     first = (weight @ mixed[0] - weight[:, 1:] @ moments[0, 1:]) / moments[0, 0]
-    rounded = rounder(first, 0)[:, None]
+    rounded = rounder(first, 0)[:, None].to(weight.dtype)
     if len(order) == 1:
         return rounded
     rest = moments[1:, 1:] + damping * _ones(moments[1:, 1:])

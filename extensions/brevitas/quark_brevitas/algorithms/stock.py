@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from quark_brevitas.algorithms.columns import require_finite
 from quark_brevitas.options import (
     GPFQ,
     GPTQ,
@@ -89,6 +90,8 @@ class StockEqualization:
                 keys = [*region.acts, *region.sinks_names]
             for key in keys:
                 seen = work.float_act_map.get(key)
+                if seen is not None:
+                    require_finite(", ".join(region.sinks_names), seen)
                 if seen is not None and region.act_axis is not None:
                     channels = region.act_axis % seen.ndim
                     others = [axis for axis in range(seen.ndim) if axis != channels]

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quark_brevitas.algorithms.columns import plain
+from quark_brevitas.algorithms.columns import input_of, require_finite
 from quark_core.batch import Batch
-from quark_core.errors import QuantizationError
 
 _KEPT_BYTES = 2**30
 """Most memory for outputs of finished layers; beyond it they run again instead."""
@@ -202,15 +201,10 @@ def same_rows(quantized: Tensor, wanted: Tensor | None) -> Tensor:
 
 def _seen(name: str, received: list[Tensor], *, made_up: bool, once: bool) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = plain(args[0])
-        if not bool(x.isfinite().all()):
-            if made_up:
-                raise _MadeUpError
-            raise QuantizationError(
-                "the layer receives values that are not finite",
-                where=f"layer {name!r}",
-                fix="Look for infinite values in the calibration data and in weights",
-            )
+        x = input_of(name, args)
+        if made_up and not bool(x.isfinite().all()):
+            raise _MadeUpError
+        require_finite(name, x)
         received.append(x if once else x.clone())
         if once:
             raise _SeenError
@@ -282,7 +276,7 @@ def _watch(
                 known[name].times += 1
                 return
             # Kept alive, so that no other tensor gets its memory.
-            known[name] = _Call(name, plain(args[0]), list(finished))
+            known[name] = _Call(name, input_of(name, args), list(finished))
             calls.append(known[name])
 
         return hook

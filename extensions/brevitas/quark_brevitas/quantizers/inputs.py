@@ -52,6 +52,7 @@ from quark_brevitas.quantizers.parts import (
     compose,
     float_family,
     float_settings,
+    for_half,
     group_size,
     kind,
 )
@@ -100,6 +101,7 @@ def input_quantizer(
     *,
     scale_rounding: str | None = None,
     unscaled: bool = False,
+    half: bool = False,
 ) -> Quantizer | None:
     """Brevitas's quantizer for an input spec, static or dynamic.
 
@@ -108,6 +110,7 @@ def input_quantizer(
         op: The layer's operation; says which axis groups run along.
         scale_rounding: How power-of-two scales are rounded; None is up, and down for MX.
         unscaled: Whether static minifloats do without a scale.
+        half: Whether inputs are of float16.
     """
     if spec is None:
         return None
@@ -133,7 +136,7 @@ def input_quantizer(
     if scale_rounding is not None and spec.scale in ("power_of_two", "e8m0"):
         rounding = SCALE_ROUNDINGS[scale_rounding]
         quantizer = quantizer.let(restrict_value_float_to_int_impl=rounding)
-    return quantizer
+    return for_half(quantizer, spec) if half else quantizer
 
 
 def _static_integer(spec: TensorSpec) -> Quantizer:

@@ -12,13 +12,14 @@ from brevitas.quant.mx_quant_ocp import RestrictThresholdMixin
 from brevitas.utils.float_quant_utils import get_midmax_mantissa_bit_bias
 from torch import Tensor, nn
 
-from quark_brevitas.formats import Family, float_family
+from quark_brevitas.formats import Family, float_family, largest
 from quark_core.formats import NumberFormat
 from quark_core.spec import TensorSpec
 
 Quantizer = Any
 """A Brevitas injector class; Brevitas has no type of its own for them."""
 
+_LEAST_HALF = 2.0**-22
 SCALE_ROUNDINGS: dict[str, Any] = {
     "round": RoundSte,
     "ceil": CeilSte,
@@ -94,6 +95,17 @@ def group_size(spec: TensorSpec) -> int:
     return spec.granularity.size
 
 
+def for_half(quantizer: Quantizer, spec: TensorSpec) -> Quantizer:
+    """The same quantizer for float16, in which Brevitas's least range, 1e-10, is zero.
+
+    A channel or token of zeros would be divided by a scale of zero. Here a least range divided by
+    the largest code is still a float16.
+    """
+    fmt = spec.number_format
+    high = largest(fmt) if fmt.exponent is not None else 2.0**fmt.bits
+    return quantizer.let(scaling_min_val=high * _LEAST_HALF)
+
+
 def kind(spec: TensorSpec) -> str:
     """The kind of granularity of a resolved spec."""
     assert spec.granularity is not None
@@ -109,6 +121,7 @@ __all__ = [
     "compose",
     "float_family",
     "float_settings",
+    "for_half",
     "group_size",
     "kind",
 ]

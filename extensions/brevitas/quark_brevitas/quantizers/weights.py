@@ -56,6 +56,7 @@ from quark_brevitas.quantizers.parts import (
     compose,
     float_family,
     float_settings,
+    for_half,
     group_size,
     kind,
 )
@@ -102,6 +103,7 @@ def weight_quantizer(
     narrow_range: bool = False,
     scale_rounding: str | None = None,
     round_zero_points: bool = True,
+    half: bool = False,
 ) -> Quantizer | None:
     """Brevitas's quantizer for a weight spec.
 
@@ -113,6 +115,7 @@ def weight_quantizer(
         narrow_range: Leave the smallest code of symmetric integers unused.
         scale_rounding: How power-of-two scales are rounded; None is up, and down for MX.
         round_zero_points: Whether zero points become integers, as storing codes needs.
+        half: Whether the weight is of float16.
     """
     if spec is None:
         return None
@@ -126,13 +129,16 @@ def weight_quantizer(
     if scale_rounding is not None and spec.scale in ("power_of_two", "e8m0"):
         rounding = SCALE_ROUNDINGS[scale_rounding]
         quantizer = quantizer.let(restrict_value_float_to_int_impl=rounding)
+    if half:
+        quantizer = for_half(quantizer, spec)
     return quantizer.let(scaling_impl=ParameterFromStatsFromParameterScaling)
 
 
 def _integer(spec: TensorSpec, hqo: bool, narrow_range: bool, round_zero_points: bool) -> Quantizer:
     assert spec.observer is not None
     assert spec.scale is not None
-    settings: dict[str, Any] = {"bit_width": spec.number_format.bits, "narrow_range": narrow_range}
+    narrow = narrow_range or spec.narrow
+    settings: dict[str, Any] = {"bit_width": spec.number_format.bits, "narrow_range": narrow}
     if kind(spec) == "group":
         settings["group_size"] = group_size(spec)
     if not spec.symmetric:
