@@ -104,6 +104,20 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         """
         raise QuantizationError(f"{type(self).__name__} cannot load saved models")
 
+    def require_export(self, name: str, plan: Plan, model: torch.nn.Module) -> None:
+        """Refuse a form of export that could not hold what is planned, before any work.
+
+        A backend that cannot tell beforehand leaves the refusal to the export itself.
+
+        Args:
+            name: One of the backend's own exports.
+            plan: What will be done.
+            model: The float model.
+
+        Raises:
+            ExportError: The form cannot hold it; says which would.
+        """
+
     # What the host does, the same for all.
 
     def make_plan(self, model: torch.nn.Module, example: Any = None) -> Plan:

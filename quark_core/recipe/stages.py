@@ -74,8 +74,11 @@ class Inputs:
 
     @cached_property
     def plan(self) -> Plan:
-        """The backend's plan."""
-        return self.quantizer.make_plan(self.model, self.example)
+        """The backend's plan, of which the exports that are asked for can hold the result."""
+        plan = self.quantizer.make_plan(self.model, self.example)
+        for name in self.loaded.recipe.export:
+            self.quantizer.require_export(name, plan, self.model)
+        return plan
 
     @cached_property
     def hashes(self) -> dict[str, str | None]:

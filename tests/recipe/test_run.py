@@ -18,6 +18,7 @@ from quark_core.errors import (
     AccuracyGateError,
     ConfigError,
     DataError,
+    ExportError,
     QuantizationError,
     RunFolderError,
     UnmatchedRuleError,
@@ -312,3 +313,18 @@ def test_train_mode_is_noted() -> None:
     config = {"name": "native", "weight": "int8"}
     assert "train mode" in quark_core.quantize(model.train(), config).notes[0]
     assert quark_core.quantize(model.eval(), config).notes == []
+
+
+def test_an_export_that_cannot_hold_the_plan_is_refused_before_any_work(
+    recipe: Write, tmp_path: Path
+) -> None:
+    changes = {
+        "quantizer": {"name": "brevitas", "weight": "int8", "input": "int8/dynamic"},
+        "export": ["checkpoint", "onnx_qcdq"],
+    }
+    for carry_out in (plan_recipe, lambda loaded: run_recipe(loaded, root=tmp_path)):
+        with pytest.raises(ExportError, match=r"onnx_qcdq cannot hold a dynamic scale"):
+            carry_out(load_recipe(recipe(changes)))
+    with pytest.raises(ExportError, match=r"gguf holds transformers' Llama models, not"):
+        plan_recipe(load_recipe(recipe({**changes, "export": ["gguf"]})))
+    assert not list(tmp_path.rglob("quantized*"))

@@ -66,8 +66,7 @@ def export(
     """
     form = _FORMS[name]
     _require(*form.packages)
-    if form.qcdq:
-        _require_fitting(plan, name)
+    require_fitting(name, plan, module)
     target = path.with_name(path.name + form.suffix)
     with (
         TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder,
@@ -182,8 +181,24 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _require_fitting(plan: Plan, name: str) -> None:
-    """Refuse what Brevitas's exporters answer with an obscure error."""
+def require_fitting(name: str, plan: Plan, model: nn.Module) -> None:
+    """Refuse plans whose formats a form has no place for.
+
+    Args:
+        name: The form; those that are not Brevitas's own hold anything.
+        plan: What is planned, or was carried out.
+        model: The float model, or the quantized one.
+
+    Raises:
+        ExportError: Names the tensor, the reason and what would be held.
+    """
+    if name == "gguf":
+        gguf_file.require_fitting(model, plan)
+    elif name in _FORMS and _FORMS[name].qcdq:
+        _require_static_integers(name, plan)
+
+
+def _require_static_integers(name: str, plan: Plan) -> None:
     for entry in plan.quantized:
         for role, spec in entry.specs.items():
             fmt, problem = spec.number_format, ""

@@ -76,6 +76,17 @@ def kind_of(entry: PlanEntry) -> str:
     return "Q4_0" if spec.number_format.bits <= _NARROW else "Q8_0"
 
 
+def require_fitting(model: nn.Module, plan: Plan) -> None:
+    """Refuse models and plans that no file of :func:`write` could hold.
+
+    Raises:
+        ExportError: Names what is in the way.
+    """
+    _config(model)
+    for entry in plan.quantized:
+        kind_of(entry)
+
+
 def require_vocabulary(model: nn.Module, tokenizer: str) -> None:
     """Refuse a tokenizer that a model's file could not take over.
 

@@ -75,6 +75,8 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
             where="plan",
             fix="Leave rotation out",
         )
+    if config.rotation is not None and config.rotation.block_size is not None:
+        _require_blocks_fit(planned, config.rotation.block_size)
     if isinstance(config.algorithm, LearnedRound) and config.algorithm.blocks is not None:
         _require_blocks(model, planned, config.algorithm.blocks)
     if config.awq is not None and all(entry.op != "linear" for entry in planned):
@@ -128,6 +130,24 @@ def require_single_calls(graph: Any) -> None:
                 where=f"plan, layer {name!r}",
                 fix="Write backend: layerwise",
             )
+
+
+def _require_blocks_fit(planned: Iterable[PlanEntry], size: int) -> None:
+    """Refuse blocks that Brevitas would rotate no layer by, and all of its channels instead."""
+    widths = {entry.shape[1] for entry in planned if entry.op == "linear" and entry.shape}
+    if any(width % size == 0 and width > size for width in widths):
+        return
+    fitting = [
+        near
+        for near in range(2, max(widths))
+        if any(width % near == 0 and width > near for width in widths) and has_hadamard(near)
+    ]
+    near = min(fitting, key=lambda one: abs(one - size), default=None)
+    raise QuantizationError(
+        f"blocks of {size} channels divide the inputs of no Linear layer: {sorted(widths)}",
+        where="rotation.block_size",
+        fix=f"Write block_size: {near}, or leave it out" if near else "Leave it out",
+    )
 
 
 def _require_blocks(model: nn.Module, planned: Iterable[PlanEntry], name: str) -> None:

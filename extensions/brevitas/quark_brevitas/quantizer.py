@@ -122,6 +122,12 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             warnings=(*warnings, *limits.warnings(entries, self.config)),
         )
 
+    def require_export(self, name: str, plan: Plan, model: nn.Module) -> None:
+        """Refuse forms whose files have no place for the formats of the plan."""
+        from quark_brevitas.exports import require_fitting
+
+        require_fitting(name, plan, model)
+
     def prepare(self, model: nn.Module, plan: Plan, example: Batch | None = None) -> Prepared:
         """Preprocess the model, and rewrite it unless passes over the float model come first."""
         # Brevitas's modules import each other in a circle, which only this one can enter first.
@@ -251,6 +257,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             )
             show_layers(model)
         hooks = preparation.hooks_of(prepared.module)
+        state = prepared.module.named_parameters()
+        frozen = {name for name, parameter in state if not parameter.requires_grad}
         if self.config.backend == "fx":
             rewritten = preparation.replace_graph(
                 prepared.module, prepared.plan, self.config, prepared.example
@@ -262,6 +270,8 @@ class BrevitasQuantizer(ModelQuantizer[BrevitasConfig]):
             with preparation.quiet():
                 limits.require_running(rewritten.eval(), prepared.example)
         preparation.put_hooks(rewritten, hooks)
+        for name, parameter in rewritten.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
         prepared.module, prepared.rewritten = rewritten.eval(), True
 
     def _stages(self, plan: Plan) -> list[Stage]:

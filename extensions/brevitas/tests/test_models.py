@@ -402,7 +402,7 @@ def test_brevitas_engine_is_saved(name: str, tmp_path: Path) -> None:
 
 
 class Words(nn.Module):
-    """Reads token numbers, which fx would quantize like any other input."""
+    """Calls a layer by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -416,7 +416,6 @@ class Words(nn.Module):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"backend": "fx"}, "backend: fx: the model does not run on the quantized tensors"),
         ({"algorithm": "gptq"}, "layer 'head': the model calls the layer by keyword"),
         ({"bias_correction": True}, "layer 'head': the model calls the layer by keyword"),
     ],
@@ -426,3 +425,22 @@ def test_calls_that_brevitas_cannot_follow(fields: dict[str, Any], words: str) -
     data = [torch.randint(16, (2, 5))]
     with pytest.raises(QuantizationError, match=words):
         _quantizer(**fields).quantize(Words().eval(), data)
+
+
+class Halves(nn.Module):
+    """Cuts up what a layer returns, which Brevitas's quantized tensors do not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, -1)
+        out: Tensor = self.last(left * right)
+        return out
+
+
+def test_graphs_that_do_not_run_are_refused_before_calibration() -> None:
+    words = "backend: fx: the model does not run on the quantized tensors"
+    with pytest.raises(QuantizationError, match=words):
+        _quantizer(backend="fx", input="int8").quantize(Halves().eval(), [torch.randn(3, 8)])

@@ -255,3 +255,12 @@ def test_refused_by_the_plan(encoder: nn.Module) -> None:
     with pytest.raises(QuantizationError) as caught:
         quantizer.make_plan(encoder, torch.randn(2, 7, 6))
     assert "Write layernorm_to_rmsnorm: true, or rotation.mode: layerwise" in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "near"), [(7, 8), (1000, 24)])
+def test_blocks_that_divide_nothing_are_refused(
+    llama: nn.Module, tokens: list[dict[str, Tensor]], size: int, near: int
+) -> None:
+    quantizer = BrevitasQuantizer(_config(**{**FUSED, "rotation": {"block_size": size}}))
+    with pytest.raises(QuantizationError, match=f"blocks of {size} .*block_size: {near}"):
+        quantizer.make_plan(llama, tokens[0])

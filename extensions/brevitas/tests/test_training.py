@@ -108,3 +108,13 @@ def test_what_diverged_is_refused(fashion: nn.Module, data: tuple[Tensor, Tensor
 
 def test_the_capability_is_told() -> None:
     assert quark_quantizers()[0].capabilities.qat
+
+
+def test_frozen_weights_stay_frozen(fashion: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    weight = fashion.get_submodule("classifier").get_parameter("weight")
+    weight.requires_grad_(False)
+    for backend in ("layerwise", "fx"):
+        config = BrevitasConfig(name="brevitas", weight="int8", input="int8", backend=backend)
+        module = BrevitasQuantizer(config).quantize(fashion, [data[0][:64]]).module
+        wanted = {name for name, found in module.named_parameters() if not found.requires_grad}
+        assert wanted == {"classifier.weight"}
