@@ -32,13 +32,20 @@ def input_of(name: str, args: tuple[Any, ...]) -> Tensor:
     return plain(args[0])
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; its sum tells nearly always."""
+    if not x.is_floating_point():
+        return True
+    return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
+
+
 def require_finite(name: str, x: Tensor) -> None:
     """Refuse to learn from values that are not finite.
 
     Raises:
         QuantizationError: Names the layer that receives them.
     """
-    if x.is_floating_point() and not bool(x.isfinite().all()):
+    if not is_finite(x):
         raise QuantizationError(
             "the layer receives values that are not finite",
             where=f"layer {name!r}",

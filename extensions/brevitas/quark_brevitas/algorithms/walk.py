@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quark_brevitas.algorithms.columns import input_of, require_finite
+from quark_brevitas.algorithms.columns import input_of, is_finite, require_finite
 from quark_core.batch import Batch
 
 _KEPT_BYTES = 2**30
@@ -202,7 +202,7 @@ def same_rows(quantized: Tensor, wanted: Tensor | None) -> Tensor:
 def _seen(name: str, received: list[Tensor], *, made_up: bool, once: bool) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
         x = input_of(name, args)
-        if made_up and not bool(x.isfinite().all()):
+        if made_up and not is_finite(x):
             raise _MadeUpError
         require_finite(name, x)
         received.append(x if once else x.clone())
