@@ -256,3 +256,13 @@ def test_training(sequences: list[Tensor]) -> None:
         optimizer.step()
     with torch.no_grad():
         assert _sqnr(truth, quantizer.convert(quantized)(x)) > _sqnr(truth, before) + 1
+
+
+def test_a_norm_to_fold_and_a_rotation_beside_them(sequences: list[Tensor]) -> None:
+    model: Any = _net()
+    model.head = nn.Sequential(nn.Linear(32, 32), nn.RMSNorm(32), nn.Linear(32, 4))
+    quantized = _quantizer(merge_layernorm=True, rotation={}).quantize(model, sequences)
+    assert any("rotating and merging norms" in note for note in quantized.notes)
+    x = torch.cat(sequences)
+    with torch.no_grad():
+        assert 30 < _sqnr(model(x), quantized(x)) < 60
