@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -222,6 +223,17 @@ def test_every_option_of_brevitas_is_in_the_table() -> None:
     fields = {*registry().config_class("brevitas").model_fields, "accumulator"}
     named = {name for cells in rows for name in re.findall(r"^`(\w+)", cells[0])}
     assert named <= fields, f"docs/reference/brevitas.md: no options are {named - fields}"
+
+
+def test_every_flag_of_brevitas_scripts_is_on_the_page_for_their_users() -> None:
+    scripts = Path(str(metadata.distribution("brevitas").locate_file("brevitas_examples")))
+    flags: set[str] = set()
+    for script in ("imagenet_classification/ptq/ptq_imagenet_args.py", "llm/llm_args.py"):
+        text = (scripts / script).read_text()
+        flags.update(re.findall(r"""['"]--([a-z0-9-]+)['"]""", text))
+        flags.update(re.findall(r"add_bool_arg\(\s*parser,\s*'([a-z0-9-]+)'", text))
+    page = ROOT / "docs" / "how-to" / "come-from-brevitas.md"
+    assert flags == set(re.findall(r"`--([a-z0-9-]+)`", page.read_text()))
 
 
 def _lacking(rows: list[list[str]]) -> Iterator[str]:
