@@ -26,9 +26,6 @@ _COMMANDS = {
 # A submodule called list would hide the builtin in this namespace.
 _MODULES = {"list": "listing"}
 
-_TALKATIVE = ("torchao", "torch.utils._pytree")
-"""Loggers that warn whenever transformers is imported beside torchao."""
-
 
 class _LazyGroup(click.Group):
     """A group that imports a subcommand when it is needed, and lists them without."""
@@ -80,12 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     if not sys.warnoptions:
         # Libraries warn their developers; users get our own sentences. `python -W` shows all.
-        import logging
         import warnings
 
         warnings.simplefilter("ignore")
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = quark.main(args=arguments, prog_name="quark", standalone_mode=False)
     except click.exceptions.Exit as leave:

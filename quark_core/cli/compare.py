@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from quark_core.cli.output import draw, echo_json, json_option, no_code_option, set_option
+from quark_core.cli.output import draw, echo_json, json_option, load, no_code_option, set_option
 from quark_core.errors import ExitCode
 
 
@@ -51,10 +51,9 @@ def command(
     from quark_core.analysis.compare import compare
     from quark_core.cli.progress import reporter
     from quark_core.recipe.folder import read_json
-    from quark_core.recipe.load import load_recipe
 
     loaded = [
-        load_recipe(recipe, overrides=overrides, quantizer=quantizer, allow_code=not no_code)
+        load(recipe, overrides, quantizer, no_code=no_code)
         for recipe in recipes
         for quantizer in (quantizers or (None,))
     ]

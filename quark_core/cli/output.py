@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from quark_core.recipe.load import LoadedRecipe
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Options = Callable[[FunctionT], FunctionT]
@@ -27,6 +30,24 @@ no_code_option = click.option(
     "--no-code", is_flag=True, help="Refuse recipes that name Python code to be run."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+_TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that warn whenever transformers is imported beside torchao."""
+
+
+def load(
+    recipe: Path, overrides: tuple[str, ...], quantizer: str | None, *, no_code: bool
+) -> LoadedRecipe:
+    """Read a recipe, and quiet what its libraries would tell their developers meanwhile."""
+    import logging
+
+    from quark_core.recipe.load import load_recipe
+
+    if not sys.warnoptions:
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return load_recipe(recipe, overrides=overrides, quantizer=quantizer, allow_code=not no_code)
 
 
 def echo_json(data: Any) -> None:

@@ -10,6 +10,7 @@ from quark_core.cli.output import (
     draw,
     echo_json,
     json_option,
+    load,
     no_code_option,
     recipe_argument,
     set_option,
@@ -30,10 +31,9 @@ def command(
     One line a layer: what weight, input, output and bias become, and which rule decided. Nothing
     is calibrated or written.
     """
-    from quark_core.recipe.load import load_recipe
     from quark_core.recipe.run import plan_recipe
 
-    loaded = load_recipe(recipe, overrides=overrides, quantizer=quantizer, allow_code=not no_code)
+    loaded = load(recipe, overrides, quantizer, no_code=no_code)
     plan = plan_recipe(loaded)
     if as_json:
         echo_json(plan.to_dict())

@@ -10,6 +10,7 @@ from quark_core.cli.output import (
     draw,
     echo_json,
     json_option,
+    load,
     no_code_option,
     recipe_argument,
     set_option,
@@ -43,10 +44,9 @@ def command(
     stopped, and ends with the same results.
     """
     from quark_core.cli.progress import reporter
-    from quark_core.recipe.load import load_recipe
     from quark_core.recipe.run import run_recipe
 
-    loaded = load_recipe(recipe, overrides=overrides, quantizer=quantizer, allow_code=not no_code)
+    loaded = load(recipe, overrides, quantizer, no_code=no_code)
     with reporter() as report:
         result = run_recipe(loaded, folder=folder, overwrite=overwrite, reporter=report)
     if as_json:
