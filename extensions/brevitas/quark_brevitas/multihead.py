@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from quark_brevitas.apart import take_apart
+
 
 class SplitAttention(nn.Module):
     """Computes what a MultiheadAttention does, by layers of its own.
@@ -107,17 +109,11 @@ def split_all(model: nn.Module) -> list[str]:
     Returns:
         The names of the layers that came of it.
     """
-    found = []
-    parts: dict[int, SplitAttention] = {}
-    # One that has several names is still one afterwards.
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and can_split(module):
-            whole: Any = module
-            if id(whole) not in parts:
-                parts[id(whole)] = SplitAttention(whole)
-                found += [f"{name}.in_proj", f"{name}.out_proj"]
-            model.set_submodule(name, parts[id(whole)])
-    return found
+
+    def make(_name: str, module: Any) -> nn.Module | None:
+        return SplitAttention(module) if can_split(module) else None
+
+    return take_apart(model, make)
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from quark_brevitas.apart import take_apart
 from quark_brevitas.wrappers import inner
 
 State = tuple[Tensor, ...]
@@ -181,17 +182,12 @@ def split_all(model: nn.Module, wanted: Collection[str] | None = None) -> list[s
     Returns:
         The names of the layers that came of it.
     """
-    found = []
-    for name, module in list(model.named_modules()):
-        if name and can_split(module):
-            if wanted is not None and not any(layer.startswith(f"{name}.") for layer in wanted):
-                continue
-            whole: Any = module
-            parts = _CLASSES[type(whole)](whole)
-            model.set_submodule(name, parts)
-            layers = [path for path, layer in parts.named_modules() if isinstance(layer, nn.Linear)]
-            found += [f"{name}.{path}" for path in layers]
-    return found
+
+    def make(name: str, module: Any) -> nn.Module | None:
+        inside = wanted is None or any(layer.startswith(f"{name}.") for layer in wanted)
+        return _CLASSES[type(module)](module) if can_split(module) and inside else None
+
+    return take_apart(model, make)
 
 
 @contextmanager

@@ -266,3 +266,28 @@ def test_a_norm_to_fold_and_a_rotation_beside_them(sequences: list[Tensor]) -> N
     x = torch.cat(sequences)
     with torch.no_grad():
         assert 30 < _sqnr(model(x), quantized(x)) < 60
+
+
+def test_one_of_two_names_is_one_afterwards(sequences: list[Tensor]) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.GRU(5, 5, batch_first=True)
+            self.again = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.again(self.first(x.transpose(1, 2))[0])[0]
+            return out
+
+    torch.manual_seed(0)
+    model = Shared().eval()
+    quantized = _quantizer(input="int8").quantize(model, sequences)
+    parts = quantized.module
+    assert parts.get_submodule("again") is parts.get_submodule("first")
+    assert [entry.name for entry in quantized.plan.quantized] == [
+        "first.l0.input",
+        "first.l0.hidden",
+    ]
+    assert type(parts.get_submodule("again.l0.hidden")).__name__ == "QuantLinear"
+    with torch.no_grad():
+        assert 20 < _sqnr(model(sequences[0]), quantized(sequences[0])) < 60
