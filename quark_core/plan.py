@@ -128,7 +128,7 @@ class Plan:
         for rule in self.unmatched:
             near = f" (nearest: {', '.join(rule.near)})" if rule.near else ""
             if not near and "io: " in rule.selector:
-                near = " (what stands there, such as an embedding, is not quantized anyway)"
+                near = " (the backend quantizes nothing of what stands there)"
             sentences.append(f"rules[{rule.index}] ({rule.selector}) matches no layer{near}")
         raise UnmatchedRuleError(
             "; ".join(sentences),

@@ -34,7 +34,8 @@ def test_importing_the_package_is_light() -> None:
 def test_help_is_light(arguments: list[str]) -> None:
     loaded = _loaded_after(_command(*arguments))
     assert "click" in loaded
-    assert not loaded & {"torch", "transformers", "pydantic", "rich", "yaml", "numpy", "brevitas"}
+    heavy = {"torch", "transformers", "pydantic", "rich", "yaml", "numpy", "brevitas", "logging"}
+    assert not loaded & heavy
 
 
 def test_list_imports_no_backend() -> None:

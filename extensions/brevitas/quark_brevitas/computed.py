@@ -27,14 +27,15 @@ def settle(model: nn.Module) -> None:
         if not is_parametrized(module):
             continue
         tensors = {
-            name: (getattr(module, name).detach().clone(), bool(parts._parameters))
+            name: (getattr(module, name).detach().clone(), list(parts.parameters(recurse=False)))
             for name, parts in cast("nn.ModuleDict", module.parametrizations).items()
         }
         module.__class__ = type_before_parametrizations(module)
         del module.parametrizations
-        for name, (tensor, learned) in tensors.items():
-            if learned:
-                module.register_parameter(name, nn.Parameter(tensor))
+        for name, (tensor, origins) in tensors.items():
+            if origins:
+                trained = any(origin.requires_grad for origin in origins)
+                module.register_parameter(name, nn.Parameter(tensor, trained))
             else:
                 module.register_buffer(name, tensor)
 

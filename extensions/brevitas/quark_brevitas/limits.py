@@ -55,14 +55,15 @@ def require(model: nn.Module, entries: Iterable[PlanEntry], config: BrevitasConf
     """
     planned = [entry for entry in entries if entry.weight is not None]
     for entry in planned:
-        _require_numbers(entry, model.get_submodule(entry.name))
+        layer = model.get_submodule(entry.name)
+        _require_numbers(entry, layer)
         if not config.pad_groups:
             _require_whole_groups(entry)
         _require_search(entry, config)
         _require_register(entry, config)
-        _require_channels(entry, model.get_submodule(entry.name))
-        _require_padding(entry, model.get_submodule(entry.name))
-        _require_bias(entry, model.get_submodule(entry.name))
+        _require_channels(entry, layer)
+        _require_padding(entry, layer)
+        _require_bias(entry, layer)
     if config.calibrate_bn and not preparation.has_batch_norm(model):
         raise QuantizationError(
             "calibrate_bn: the model has no BatchNorm",
@@ -121,10 +122,7 @@ def require_single_calls(graph: Any) -> None:
     modules = dict(graph.named_modules())
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for name, times in calls.items():
-        layer = type(modules[name]) in preparation.OPS and not isinstance(
-            modules[name], nn.Embedding
-        )
-        if times > 1 and layer:
+        if times > 1 and preparation.OPS.get(type(modules[name]), "embedding") != "embedding":
             raise QuantizationError(
                 f"the model calls the layer {times} times, and fx takes each layer once",
                 where=f"plan, layer {name!r}",

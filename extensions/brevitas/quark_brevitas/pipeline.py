@@ -220,15 +220,13 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
     with calibration_mode(model), recurrent.observed_whole(model), ExitStack() as hooks:
         for entry in prepared.plan.quantized:
             layer = prepared.layer(entry.name)
-            # Dynamic inputs have nothing to observe, and groups that do not fill their axis come
-            # out of an observer with the padding still on.
-            if entry.input is not None and entry.op != OP and not is_static(entry.input):
+            if is_static(entry.input):
+                seen = partial(_seen, unseen, entry.name)
+                hooks.callback(layer.register_forward_pre_hook(seen).remove)
+            elif entry.input is not None and entry.op != OP:
+                # Dynamic inputs have nothing to observe, and groups that do not fill their axis
+                # come out of an observer with the padding still on.
                 layer.input_quant.disable_quant = True
-            seen = partial(_seen, unseen, entry.name)
-            hooks.callback(layer.register_forward_pre_hook(seen).remove)
-            if is_static(entry.input) and entry.op != OP:
-                finite = partial(_finite, entry.name)
-                hooks.callback(layer.register_forward_pre_hook(finite).remove)
         yield "calibrate"
     if unseen:
         names = ", ".join(sorted(unseen)[:5]) + ("..." if len(unseen) > 5 else "")
@@ -238,15 +236,12 @@ def _calibrate(prepared: Prepared) -> Iterator[str]:
         )
 
 
-def _seen(unseen: set[str], name: str, _layer: Any, _inputs: Any) -> None:
-    unseen.discard(name)
-
-
-def _finite(name: str, _layer: Any, inputs: tuple[Any, ...]) -> None:
+def _seen(unseen: set[str], name: str, _layer: Any, inputs: tuple[Any, ...]) -> None:
     from quark_brevitas.algorithms.columns import plain, require_finite
 
-    if inputs:
-        require_finite(name, plain(inputs[0]))
+    unseen.discard(name)
+    for given in inputs[:1]:  # none where it is called by keyword, as attention may be
+        require_finite(name, plain(given))
 
 
 def _algorithm(config: BrevitasConfig) -> Run:
@@ -317,6 +312,7 @@ def _bias_correction(prepared: Prepared) -> Iterator[str]:
 
     from quark_brevitas.algorithms.columns import input_of
 
+    # Brevitas's own hooks would fail on a layer that is called by keyword without naming it.
     def look(name: str, _layer: Any, args: tuple[Any, ...]) -> None:
         input_of(name, args)
 
