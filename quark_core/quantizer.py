@@ -110,7 +110,7 @@ class ModelQuantizer(ABC, Generic[ConfigT]):
         A backend that cannot tell beforehand leaves the refusal to the export itself.
 
         Args:
-            name: One of the backend's own exports.
+            name: A form that a recipe asks for; the host's own hold anything.
             plan: What will be done.
             model: The float model.
 

@@ -124,16 +124,17 @@ def _traced(model: nn.Module, config: BrevitasConfig) -> tuple[str, Any, tuple[s
     if not wanted:
         return "", None, ()
     try:
-        return wanted, preparation.trace(model), ()
+        return ", ".join(wanted), preparation.trace(model), ()
     except Exception as error:  # noqa: BLE001 (tracing runs the user's forward)
         lines = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    if wanted != "merge_bn: true":
+    needed = [option for option in wanted if option != preparation.MERGE_BN]
+    if needed:
         raise QuantizationError(
-            f"{wanted.removesuffix(', merge_bn: true')} needs a model that can be traced",
+            f"{', '.join(needed)} needs a model that can be traced",
             where="quantizer",
             cause=problem,
-            fix=f"Write {_UNTRACED[wanted.split(':')[0]]}",
+            fix=f"Write {_UNTRACED[needed[0].partition(':')[0]]}",
         )
     return "", None, (f"BatchNorm stays apart: the model cannot be traced ({problem})",)
 

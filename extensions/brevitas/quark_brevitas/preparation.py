@@ -56,8 +56,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
-    """What in the configuration needs a traced graph, or an empty string."""
+MERGE_BN = "merge_bn: true"
+"""The one option that does without a traced graph where there is none."""
+
+
+def must_trace(config: BrevitasConfig, model: nn.Module) -> list[str]:
+    """The options that need a traced graph, as a recipe would write them."""
     equalization, rotation = config.activation_equalization, config.rotation
     reasons = {
         "backend: fx": config.backend == "fx",
@@ -66,9 +70,9 @@ def must_trace(config: BrevitasConfig, model: nn.Module) -> str:
         "rotation.mode: fx": rotation is not None and rotation.mode == "fx",
         "activation_equalization.mode: fx": equalization is not None and equalization.mode == "fx",
         "attention.mode: fx": config.attention is not None and config.attention.mode == "fx",
-        "merge_bn: true": config.merge_bn and has_batch_norm(model),
+        MERGE_BN: config.merge_bn and has_batch_norm(model),
     }
-    return ", ".join(reason for reason, holds in reasons.items() if holds)
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
